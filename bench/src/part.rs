@@ -1,0 +1,34 @@
+//! The parts of a run.
+
+use clap::ValueEnum;
+
+/// One block of the table, in its order.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Part {
+    /// Images of a database that db_bench keeps busy
+    Capture,
+    /// RocksDB, 1 GiB, values that compress to half
+    Half,
+    /// RocksDB, 1 GiB, values that do not compress
+    Incompressible,
+    /// SQLite, 500 MB
+    Sqlite,
+    /// RocksDB, 10 000 small tables
+    Tables,
+    /// Peak memory at 1 GiB and, with --full, at 8 GiB
+    Memory,
+}
+
+impl Part {
+    /// What the table calls it.
+    pub(crate) fn title(self) -> &'static str {
+        match self {
+            Self::Capture => "capture of a busy RocksDB",
+            Self::Half => "RocksDB, half-compressible",
+            Self::Incompressible => "RocksDB, incompressible",
+            Self::Sqlite => "SQLite",
+            Self::Tables => "RocksDB, small tables",
+            Self::Memory => "peak memory",
+        }
+    }
+}

@@ -1,0 +1,295 @@
+//! Trees of plain files: what is kept of them, what is left out, and what is refused.
+
+use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
+use std::os::unix::net::UnixListener;
+
+use proptest::prelude::*;
+
+use super::*;
+use crate::test_support::{NOBODY, Surroundings, again_as, child_argument, inventory, is_root};
+
+fn source(path: &Path) -> Source {
+    Source { engine: Engine::Files, path: path.to_owned() }
+}
+
+fn capture_here(path: &Path) -> Result<Image, CaptureError> {
+    Surroundings::default().with(|context| capture(&source(path), &CaptureOptions::default(), context))
+}
+
+fn keep(image: Image, target: &Path) -> Snapshot {
+    Surroundings::default().with(|context| image.keep(target, context)).unwrap()
+}
+
+fn set_mode(path: &Path, mode: u32) {
+    std::fs::set_permissions(path, PermissionsExt::from_mode(mode)).unwrap();
+}
+
+/// A tree with everything in it.
+fn tree(parent: &Path) -> PathBuf {
+    let root = parent.join("tree");
+    std::fs::create_dir_all(root.join("a/b/empty")).unwrap();
+    std::fs::write(root.join("a/one"), "first").unwrap();
+    std::fs::write(root.join("a/b/two"), vec![7; 100_000]).unwrap();
+    std::fs::write(root.join(OsStr::from_bytes(b"not \xff text\\")), "odd").unwrap();
+    std::fs::write(root.join("zero"), "").unwrap();
+    symlink("a/one", root.join("good")).unwrap();
+    symlink("/etc/passwd", root.join("a/outside")).unwrap();
+    symlink(OsStr::from_bytes(b"no\xfewhere\\x41"), root.join("dangling")).unwrap();
+    symlink("a", root.join("dir-link")).unwrap();
+    set_mode(&root.join("a/one"), 0o640);
+    set_mode(&root.join("a/b"), 0o711);
+    root
+}
+
+/// Contents, kinds, modes, owners and times of a tree, without the inodes.
+fn contents(root: &Path) -> Vec<(PathBuf, Vec<u8>, u32, u32, i64, i64)> {
+    let mut found = Vec::new();
+    for path in inventory(root).into_keys() {
+        let name = path.strip_prefix(root).unwrap().to_owned();
+        if name == Path::new(SNAPSHOT_FILE) {
+            continue;
+        }
+        let meta = std::fs::symlink_metadata(&path).unwrap();
+        let bytes = if meta.is_file() {
+            std::fs::read(&path).unwrap()
+        } else if meta.is_symlink() {
+            std::fs::read_link(&path).unwrap().into_os_string().into_vec()
+        } else {
+            Vec::new()
+        };
+        // A link's own mode and time mean nothing.
+        let time = if meta.is_symlink() { (0, 0) } else { (meta.mtime(), meta.mtime_nsec()) };
+        found.push((name, bytes, meta.mode(), meta.uid(), time.0, time.1));
+    }
+    found
+}
+
+#[test]
+fn a_tree_comes_back_as_it_was_and_nothing_of_it_changes() {
+    let dir = tempfile::tempdir().unwrap();
+    let root = tree(dir.path());
+    let before = inventory(&root);
+    let image = capture_here(&root).unwrap();
+    assert!(image.snapshot().weakening[0].effect.starts_with("No consistency is claimed"));
+    let target = dir.path().join("image");
+    keep(image, &target);
+    assert_eq!(inventory(&root), before);
+    assert_eq!(contents(&target), contents(&root));
+    let report = validate(&target).unwrap();
+    assert_eq!((report.files, report.bytes), (4, 100_008));
+    let left: Vec<_> =
+        std::fs::read_dir(dir.path()).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+    assert_eq!(left.len(), 2, "{left:?}");
+}
+
+#[test]
+fn a_kept_image_shares_no_bytes_with_files_that_change_in_place() {
+    let dir = tempfile::tempdir().unwrap();
+    let root = tree(dir.path());
+    let target = dir.path().join("image");
+    keep(capture_here(&root).unwrap(), &target);
+    std::fs::write(root.join("a/one"), "later").unwrap();
+    std::fs::write(target.join("zero"), "of the image").unwrap();
+    assert_eq!(std::fs::read_to_string(target.join("a/one")).unwrap(), "first");
+    assert_eq!(std::fs::read_to_string(root.join("zero")).unwrap(), "");
+}
+
+#[test]
+fn a_file_of_a_transient_image_outlives_its_name() {
+    let dir = tempfile::tempdir().unwrap();
+    let root = tree(dir.path());
+    let image = capture_here(&root).unwrap();
+    std::fs::remove_dir_all(&root).unwrap();
+    let target = dir.path().join("image");
+    keep(image, &target);
+    assert_eq!(std::fs::read(target.join("a/b/two")).unwrap(), vec![7; 100_000]);
+}
+
+#[test]
+fn sockets_and_pipes_are_left_out_with_a_warning() {
+    let dir = tempfile::tempdir().unwrap();
+    let root = tree(dir.path());
+    let _listener = UnixListener::bind(root.join("socket")).unwrap();
+    let pipe = std::process::Command::new("mkfifo").arg(root.join("pipe")).status();
+    let around = Surroundings::default();
+    let image = around.with(|context| capture(&source(&root), &CaptureOptions::default(), context)).unwrap();
+    assert!(image.snapshot().files.iter().all(|file| !file.path.to_string().contains("socket")));
+    let warnings = around.warnings();
+    assert!(warnings.len() == 1 && warnings[0].contains("socket"), "{warnings:?}");
+    assert_eq!(
+        warnings[0].contains("pipe,") || warnings[0].contains("pipe:"),
+        pipe.is_ok_and(|status| status.success())
+    );
+    assert!(image.snapshot().weakening.iter().any(|weak| weak.setting == "special files"));
+}
+
+#[test]
+fn files_that_come_and_go_meanwhile_do_no_harm() {
+    let dir = tempfile::tempdir().unwrap();
+    let root = tree(dir.path());
+    let stop = std::sync::atomic::AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            for n in 0_u64.. {
+                if stop.load(std::sync::atomic::Ordering::Relaxed) {
+                    break;
+                }
+                let folder = root.join(format!("passing-{}", n % 7));
+                let _ = std::fs::create_dir(&folder);
+                let _ = std::fs::write(folder.join("file"), "x");
+                let _ = std::fs::rename(folder.join("file"), root.join("moved"));
+                let _ = std::fs::remove_dir_all(&folder);
+                let _ = symlink("/etc", &folder);
+                let _ = std::fs::remove_file(&folder);
+            }
+        });
+        for round in 0..60 {
+            let image = capture_here(&root).unwrap();
+            let kept = image.snapshot().files.clone();
+            assert!(kept.iter().any(|file| file.path.as_bytes() == b"a/b/two"));
+            assert!(
+                kept.iter().all(|file| !file.path.as_bytes().ends_with(b"/passwd")),
+                "no link was followed"
+            );
+            for file in kept.iter().filter(|file| file.kind == FileKind::File) {
+                image.open(&file.path).unwrap();
+            }
+            if round % 10 == 0 {
+                let target = dir.path().join(format!("image-{round}"));
+                keep(image, &target);
+                validate(&target).unwrap();
+            }
+        }
+        stop.store(true, std::sync::atomic::Ordering::Relaxed);
+    });
+}
+
+#[test]
+fn staging_elsewhere_copies() {
+    let dir = tempfile::tempdir().unwrap();
+    let root = tree(dir.path());
+    let elsewhere = tempfile::tempdir_in("/dev/shm").unwrap();
+    let options = CaptureOptions { staging: Some(elsewhere.path().to_owned()), ..CaptureOptions::default() };
+    let image = Surroundings::default().with(|context| capture(&source(&root), &options, context)).unwrap();
+    std::fs::write(root.join("a/one"), "later").unwrap();
+    let target = elsewhere.path().join("image");
+    keep(image, &target);
+    assert_eq!(std::fs::read_to_string(target.join("a/one")).unwrap(), "first");
+    assert_eq!(std::fs::read_dir(elsewhere.path()).unwrap().count(), 1);
+}
+
+#[test]
+fn another_user_keeps_what_it_may_read_and_is_told_what_it_may_not() {
+    let test = "files::tests::another_user_keeps_what_it_may_read_and_is_told_what_it_may_not";
+    if let Some(dir) = child_argument() {
+        let options = CaptureOptions { staging: Some(dir.join("mine")), ..CaptureOptions::default() };
+        let capture = |name: &str| {
+            Surroundings::default().with(|context| capture(&source(&dir.join(name)), &options, context))
+        };
+        let before = inventory(&dir.join("readable"));
+        let target = dir.join("mine/image");
+        keep(capture("readable").unwrap(), &target);
+        assert_eq!(inventory(&dir.join("readable")), before);
+        assert_eq!(std::fs::read_to_string(target.join("file")).unwrap(), "for all");
+        if !is_root() {
+            for (name, part) in [("with secret", "secret"), ("closed", "closed/inner")] {
+                match capture(name) {
+                    Err(CaptureError::Permission { path, .. }) => assert!(path.ends_with(part), "{path:?}"),
+                    other => panic!("{other:?}"),
+                }
+            }
+        }
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    set_mode(dir.path(), 0o777);
+    for name in ["readable", "with secret", "closed", "closed/inner", "mine"] {
+        std::fs::create_dir(dir.path().join(name)).unwrap();
+    }
+    std::fs::write(dir.path().join("readable/file"), "for all").unwrap();
+    std::fs::write(dir.path().join("with secret/secret"), "not for all").unwrap();
+    set_mode(&dir.path().join("readable"), 0o755);
+    set_mode(&dir.path().join("readable/file"), 0o644);
+    set_mode(&dir.path().join("with secret"), 0o755);
+    set_mode(&dir.path().join("with secret/secret"), 0o600);
+    set_mode(&dir.path().join("closed"), 0o755);
+    set_mode(&dir.path().join("closed/inner"), 0o700);
+    set_mode(&dir.path().join("mine"), 0o777);
+    again_as(test, NOBODY, dir.path());
+}
+
+#[test]
+fn a_read_only_directory_of_ones_own_is_kept_too() {
+    let test = "files::tests::a_read_only_directory_of_ones_own_is_kept_too";
+    if let Some(dir) = child_argument() {
+        let root = dir.join("mine/tree");
+        std::fs::create_dir_all(root.join("inner")).unwrap();
+        std::fs::write(root.join("inner/file"), "x").unwrap();
+        set_mode(&root.join("inner"), 0o555);
+        set_mode(&root, 0o555);
+        let target = dir.join("mine/image");
+        keep(capture_here(&root).unwrap(), &target);
+        assert_eq!(contents(&target), contents(&root));
+        for path in [&root, &target] {
+            set_mode(path, 0o755);
+            set_mode(&path.join("inner"), 0o755);
+        }
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    set_mode(dir.path(), 0o777);
+    std::fs::create_dir(dir.path().join("mine")).unwrap();
+    set_mode(&dir.path().join("mine"), 0o777);
+    again_as(test, NOBODY, dir.path());
+}
+
+#[test]
+fn validation_misses_nothing_that_the_description_names() {
+    let dir = tempfile::tempdir().unwrap();
+    let root = tree(dir.path());
+    let target = dir.path().join("image");
+    keep(capture_here(&root).unwrap(), &target);
+    let broken = |change: &dyn Fn()| {
+        change();
+        let found = validate(&target);
+        assert!(matches!(found, Err(CaptureError::Corrupt { .. })), "{found:?}");
+    };
+    broken(&|| std::fs::write(target.join("a/one"), "longer than it was").unwrap());
+    std::fs::write(target.join("a/one"), "first").unwrap();
+    validate(&target).unwrap();
+    broken(&|| std::fs::remove_dir(target.join("a/b/empty")).unwrap());
+    std::fs::write(target.join("a/b/empty"), "").unwrap();
+    broken(&|| {});
+    std::fs::remove_file(target.join("a/b/empty")).unwrap();
+    std::fs::create_dir(target.join("a/b/empty")).unwrap();
+    broken(&|| {
+        std::fs::remove_file(target.join("good")).unwrap();
+        symlink("elsewhere", target.join("good")).unwrap();
+    });
+    std::fs::remove_file(target.join(SNAPSHOT_FILE)).unwrap();
+    assert!(validate(&target).unwrap().remarks[0].contains("no description"));
+}
+
+#[test]
+fn a_file_is_not_a_tree_and_a_link_to_a_tree_is() {
+    let dir = tempfile::tempdir().unwrap();
+    let root = tree(dir.path());
+    assert!(matches!(capture_here(&root.join("zero")), Err(CaptureError::NotADatabase { .. })));
+    assert!(matches!(capture_here(&root.join("nowhere")), Err(CaptureError::Io { .. })));
+    let snapshot = capture_here(&root.join("dir-link")).unwrap().snapshot().clone();
+    assert!(snapshot.files.iter().any(|file| file.path.as_bytes() == b"b/two"));
+}
+
+proptest! {
+    #[test]
+    fn the_text_of_a_links_target_reads_back(target in proptest::collection::vec(1_u8.., 1..60)) {
+        let text = link_text(&target);
+        prop_assert!(!text.chars().any(char::is_control));
+        prop_assert_eq!(link_target(&text).into_os_string().into_vec(), target);
+    }
+
+    #[test]
+    fn any_text_is_read_as_a_target_without_panic(text in "\\PC{0,40}|(\\\\x?[0-9a-f]{0,3}){0,8}") {
+        let _ = link_target(&text);
+    }
+}

@@ -1,0 +1,340 @@
+//! Where the records of a write-ahead log end.
+
+use std::fs::File;
+use std::io;
+use std::os::unix::fs::FileExt;
+
+use super::log_format::{BLOCK, BLOCK_LENGTH, HEADER, Place, RECYCLABLE_HEADER, Role, look};
+
+/// Finds the end of the last whole record of a log that is read from its beginning.
+///
+/// A recycled log file holds new records, then the tail of an old log. What tells them apart is the log number in each
+/// header, so the file's length is not its end. A log that is not recycled ends where its file does, but its last record
+/// may be half written; the scan finds the same kind of end there.
+#[derive(Debug)]
+pub(crate) struct LogScan {
+    log_number: u32,
+    offset: u64,
+    /// Behind the last physical record that belongs to the log, whole logical record or not.
+    accepted: u64,
+    end: u64,
+    form: Option<Form>,
+    in_fragments: bool,
+    finished: bool,
+    at_zero_header: ZeroHeader,
+}
+
+/// What the headers of a log look like; the first record tells.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Form {
+    Plain,
+    Recyclable,
+}
+
+/// What a header of zeros means. In a recyclable log a block may end with up to ten zeros where a header of seven would
+/// have fitted, so it does not mean that the log ends.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(crate) enum ZeroHeader {
+    /// Go on with the next block, as the engines do.
+    #[default]
+    Skips,
+    /// Stop. Wrong: loses good records. For negative controls only.
+    Ends,
+}
+
+impl LogScan {
+    /// A scan of log `number`.
+    pub(crate) fn new(number: u64, at_zero_header: ZeroHeader) -> Self {
+        // Headers hold the low 32 bits.
+        let log_number = u32::try_from(number & u64::from(u32::MAX)).expect("masked to 32 bits");
+        Self {
+            log_number,
+            offset: 0,
+            accepted: 0,
+            end: 0,
+            form: None,
+            in_fragments: false,
+            finished: false,
+            at_zero_header,
+        }
+    }
+
+    /// Where the bytes of the next [`Self::feed`] must begin.
+    pub(crate) fn offset(&self) -> u64 {
+        self.offset
+    }
+
+    /// Behind the last physical record that was found to belong to the log. Bytes below are this log's for good.
+    pub(crate) fn accepted(&self) -> u64 {
+        self.accepted
+    }
+
+    /// Looks again at what stands behind the last record that belonged to the log: its writer goes on there, over what
+    /// may be the tail of an older log or, by chance, look like padding.
+    pub(crate) fn resume(&mut self) {
+        self.offset = self.accepted;
+        self.finished = false;
+    }
+
+    /// Behind the last whole record so far.
+    pub(crate) fn end(&self) -> u64 {
+        self.end
+    }
+
+    /// Whether the log began with records that are not recyclable: then it ends where its file does.
+    pub(crate) fn is_plain(&self) -> bool {
+        self.form == Some(Form::Plain)
+    }
+
+    fn is_recyclable(&self) -> bool {
+        self.form == Some(Form::Recyclable)
+    }
+
+    /// Whether the scan met something that is no record of this log, so that nothing behind it counts.
+    pub(crate) fn is_finished(&self) -> bool {
+        self.finished
+    }
+
+    /// Reads the records at the front of `bytes`, which begin at [`Self::offset`].
+    pub(crate) fn feed(&mut self, mut bytes: &[u8]) {
+        while !bytes.is_empty() && !self.finished {
+            let header = if self.is_recyclable() { RECYCLABLE_HEADER } else { HEADER };
+            let record = match look(bytes, self.offset, header) {
+                Place::Incomplete => return,
+                Place::Bad(_) => {
+                    self.finished = true;
+                    return;
+                }
+                Place::Padding => {
+                    let skipped = BLOCK - self.offset % BLOCK;
+                    if self.at_zero_header == ZeroHeader::Ends && skipped >= HEADER as u64 {
+                        self.finished = true;
+                        return;
+                    }
+                    self.offset += skipped;
+                    bytes = usize::try_from(skipped).ok().and_then(|n| bytes.get(n..)).unwrap_or_default();
+                    continue;
+                }
+                Place::Record(record) => record,
+            };
+            if !self.belongs(record.role, record.log_number) {
+                self.finished = true;
+                return;
+            }
+            self.offset += record.length as u64;
+            self.accepted = self.offset;
+            bytes = bytes.get(record.length..).unwrap_or_default();
+            match record.role {
+                Role::First | Role::Middle => self.in_fragments = true,
+                Role::Last | Role::Full => {
+                    self.in_fragments = false;
+                    self.end = self.offset;
+                }
+                Role::Compression | Role::Auxiliary if !self.in_fragments => self.end = self.offset,
+                Role::Compression | Role::Auxiliary => {}
+            }
+        }
+    }
+
+    fn belongs(&mut self, role: Role, log_number: Option<u32>) -> bool {
+        let right_number = log_number.is_none_or(|number| number == self.log_number);
+        let right_form = match (role, self.form) {
+            (Role::Compression, _) => true,
+            (_, Some(Form::Recyclable)) => log_number.is_some(),
+            (_, Some(Form::Plain)) => log_number.is_none(),
+            (_, None) => {
+                if right_number {
+                    self.form = Some(if log_number.is_some() { Form::Recyclable } else { Form::Plain });
+                }
+                true
+            }
+        };
+        let right_order = match role {
+            Role::Full | Role::First => !self.in_fragments,
+            Role::Middle | Role::Last => self.in_fragments,
+            Role::Compression | Role::Auxiliary => true,
+        };
+        right_number && right_form && right_order
+    }
+}
+
+/// Scans the first `length` bytes of `file`, log `number`.
+pub(crate) fn scan_log(
+    file: &File,
+    number: u64,
+    length: u64,
+    at_zero_header: ZeroHeader,
+) -> io::Result<LogScan> {
+    let mut scan = LogScan::new(number, at_zero_header);
+    let mut buffer = vec![0; 8 * BLOCK_LENGTH];
+    while scan.offset() < length && !scan.is_finished() {
+        let from = scan.offset();
+        let wanted = usize::try_from(length - from).unwrap_or(usize::MAX).min(buffer.len());
+        let (buffer, _) = buffer.split_at_mut(wanted);
+        file.read_exact_at(buffer, from)?;
+        scan.feed(buffer);
+        if scan.offset() == from {
+            break;
+        }
+    }
+    Ok(scan)
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::super::log_format::writer::{append, append_physical};
+    use super::*;
+
+    fn end_of(file: &[u8], number: u64) -> u64 {
+        let mut scan = LogScan::new(number, ZeroHeader::Skips);
+        scan.feed(file);
+        scan.end()
+    }
+
+    #[test]
+    fn the_tail_of_an_older_log_does_not_count() {
+        let mut old = Vec::new();
+        for n in 0..200_u8 {
+            append(&mut old, &vec![n; 700], Some(4));
+        }
+        let mut new = Vec::new();
+        append_physical(&mut new, 9, None, &[0; 4]);
+        append(&mut new, &[1; 10_000], Some(9));
+        append(&mut new, &vec![2; 60_000], Some(9));
+        let end = new.len();
+        let mut recycled = new;
+        recycled.extend_from_slice(&old[end..]);
+        assert_eq!(end_of(&recycled, 9), end as u64);
+        assert_eq!(end_of(&old, 4), old.len() as u64);
+        assert_eq!(end_of(&old, 9), 0, "renamed, nothing written yet");
+        assert_eq!(end_of(&old, 4 + (1 << 32)), old.len() as u64, "headers hold the low 32 bits only");
+    }
+
+    #[test]
+    fn seven_zeros_at_the_end_of_a_block_do_not_end_a_recyclable_log() {
+        for padding in 1..RECYCLABLE_HEADER {
+            let mut file = Vec::new();
+            append(&mut file, &vec![1; BLOCK_LENGTH - RECYCLABLE_HEADER - padding], Some(3));
+            append(&mut file, b"behind the padding", Some(3));
+            assert_eq!(end_of(&file, 3), file.len() as u64, "{padding} bytes of padding");
+            let mut wrong = LogScan::new(3, ZeroHeader::Ends);
+            wrong.feed(&file);
+            assert_eq!(
+                wrong.end() < file.len() as u64,
+                padding >= HEADER,
+                "the control is wrong where it should be"
+            );
+        }
+    }
+
+    #[test]
+    fn a_scan_that_goes_on_while_the_log_is_written_misses_nothing() {
+        // The old log holds zeros, so that its bytes look like padding where the new one happens to end.
+        let mut old = Vec::new();
+        (0..10).for_each(|_| append(&mut old, &vec![0; 40_000], Some(4)));
+        let mut new = Vec::new();
+        let mut scan = LogScan::new(9, ZeroHeader::Skips);
+        for n in 0..60 {
+            append(&mut new, &vec![1; n * 97], Some(9));
+            let mut recycled = new.clone();
+            recycled.extend_from_slice(&old[new.len()..]);
+            scan.resume();
+            scan.feed(&recycled[usize::try_from(scan.offset()).unwrap()..]);
+            assert_eq!(scan.end(), new.len() as u64);
+            assert_eq!(scan.accepted(), new.len() as u64);
+        }
+    }
+
+    #[test]
+    fn a_record_of_many_fragments_counts_only_with_its_last() {
+        let mut file = Vec::new();
+        append(&mut file, b"small", None);
+        let whole = file.len() as u64;
+        append(&mut file, &vec![5; 100_000], None);
+        assert_eq!(end_of(&file[..file.len() - 1], 1), whole);
+        assert_eq!(end_of(&file, 1), file.len() as u64);
+    }
+
+    #[test]
+    fn plain_records_behind_recyclable_ones_are_stale() {
+        let mut file = Vec::new();
+        append(&mut file, b"new", Some(8));
+        let end = file.len() as u64;
+        append(&mut file, b"old, from before recycling was switched on", None);
+        assert_eq!(end_of(&file, 8), end);
+    }
+
+    #[test]
+    fn header_records_and_types_that_may_be_ignored_belong_to_the_log() {
+        let mut file = Vec::new();
+        append_physical(&mut file, 9, None, &[7, 0, 0, 0]);
+        append_physical(&mut file, 131, Some(8), &[0; 24]);
+        append_physical(&mut file, 11, Some(8), &[0; 6]);
+        append(&mut file, b"batch", Some(8));
+        assert_eq!(end_of(&file, 8), file.len() as u64);
+        let mut file = Vec::new();
+        append_physical(&mut file, 130, None, &[0; 24]);
+        append_physical(&mut file, 200, None, b"of a later version");
+        append(&mut file, b"batch", None);
+        let end = file.len() as u64;
+        append_physical(&mut file, 77, None, b"unknown and not to be ignored");
+        append(&mut file, b"batch", None);
+        assert_eq!(end_of(&file, 8), end);
+    }
+
+    #[test]
+    fn scanning_a_file_reads_all_of_it_up_to_the_length() {
+        let mut bytes = Vec::new();
+        let mut ends = vec![0];
+        for n in 0..100 {
+            append(&mut bytes, &vec![n; 9000], Some(2));
+            ends.push(bytes.len() as u64);
+        }
+        let mut file = tempfile::tempfile().unwrap();
+        std::io::Write::write_all(&mut file, &bytes).unwrap();
+        for length in [0, 1, 9011, 9012, 300_000, bytes.len() as u64] {
+            let expected = *ends.iter().rfind(|&&end| end <= length).unwrap();
+            assert_eq!(scan_log(&file, 2, length, ZeroHeader::Skips).unwrap().end(), expected);
+        }
+        assert!(
+            scan_log(&file, 2, bytes.len() as u64 + 9, ZeroHeader::Skips).is_err(),
+            "a short file is an error"
+        );
+    }
+
+    proptest! {
+        #[test]
+        fn the_end_is_behind_the_last_whole_record_at_every_cut(
+            lengths in proptest::collection::vec(prop_oneof![0_usize..60, 32_700_usize..32_800], 1..12),
+            recyclable: bool, cut: prop::sample::Index, chunk in 1_usize..40_000,
+        ) {
+            let number = recyclable.then_some(17);
+            let mut file = Vec::new();
+            let mut ends = vec![0];
+            for length in lengths {
+                append(&mut file, &vec![1; length], number);
+                ends.push(file.len());
+            }
+            let cut = cut.index(file.len() + 1);
+            let expected = *ends.iter().rfind(|&&end| end <= cut).unwrap();
+            let mut scan = LogScan::new(17, ZeroHeader::Skips);
+            let mut visible = 0;
+            while visible < cut {
+                visible = (visible + chunk).min(cut);
+                if let Some(bytes) = file.get(usize::try_from(scan.offset()).unwrap()..visible) {
+                    scan.feed(bytes);
+                }
+            }
+            prop_assert_eq!(scan.end(), expected as u64);
+        }
+
+        #[test]
+        fn arbitrary_bytes_never_panic(bytes in proptest::collection::vec(any::<u8>(), 0..300), number: u64) {
+            let mut scan = LogScan::new(number, ZeroHeader::Skips);
+            scan.feed(&bytes);
+            prop_assert!(scan.end() <= bytes.len() as u64);
+        }
+    }
+}

@@ -1,0 +1,227 @@
+//! The logs of one capture: found newest first, their ends noted, copied up to these.
+
+use std::collections::BTreeMap;
+use std::ffi::{OsStr, OsString};
+use std::fs::File;
+use std::os::unix::fs::FileExt;
+use std::path::PathBuf;
+
+use rustix::fs::{AtFlags, CWD, linkat};
+use rustix::io::Errno;
+use stillframe_storage::RelativePath;
+
+use super::log_end::{ZeroHeader, scan_log};
+use super::log_format::{HEADER, RECYCLABLE_HEADER};
+use super::recycled_copy::RecycledCopy;
+use crate::CaptureError;
+use crate::pin::{FileMeta, SourceDir};
+use crate::staging::Staging;
+
+/// The directory, inside the staging directory, for links to logs. Not part of an image: logs are always copied, because
+/// opening an image cuts and deletes its logs in place.
+pub(crate) const LINKS: &str = ".log-links";
+
+/// How logs have to be read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Reuse {
+    /// Their bytes never change; what lies below the noted end can be copied whenever.
+    Never,
+    /// The engine writes new logs over old ones: what counts is copied before the pointers are read again.
+    Recycles(ZeroHeader),
+}
+
+/// One log that is needed.
+#[derive(Debug)]
+pub(crate) struct NotedLog {
+    pub(crate) name: OsString,
+    pub(crate) path: PathBuf,
+    /// The size is the end that was noted.
+    pub(crate) meta: FileMeta,
+    file: File,
+    link: Option<PathBuf>,
+    copy: Option<RecycledCopy>,
+}
+
+/// All logs that are needed, by number.
+#[derive(Debug, Default)]
+pub(crate) struct Logs {
+    by_number: BTreeMap<u64, NotedLog>,
+}
+
+impl Logs {
+    /// Takes hold of log `number` and notes its end. `false`: it is gone.
+    pub(crate) fn note(
+        &mut self,
+        staging: &mut Staging,
+        dir: &SourceDir,
+        number: u64,
+        name: &OsStr,
+        reuse: Reuse,
+    ) -> Result<bool, CaptureError> {
+        let Some(now) = dir.stat(name)? else { return Ok(false) };
+        let same = self.by_number.get(&number).is_some_and(|log| {
+            (log.meta.device, log.meta.inode) == (now.device, now.inode) && log.name == name
+        });
+        if !same {
+            self.release(number);
+            let Some(log) = NotedLog::hold(staging, dir, name, &now)? else { return Ok(false) };
+            self.by_number.insert(number, log);
+        }
+        let log = self.by_number.get_mut(&number).expect("it was there or was inserted");
+        log.meta = FileMeta::of(&log.file).map_err(CaptureError::io("read", &log.path))?;
+        if let Reuse::Recycles(zero_header) = reuse {
+            log.copy_now(staging, number, zero_header)?;
+        }
+        Ok(true)
+    }
+
+    /// Whether the name of each log still is the file that was noted. Returns what is not.
+    pub(crate) fn find_moved(&self, dir: &SourceDir) -> Result<Option<&OsStr>, CaptureError> {
+        for log in self.by_number.values() {
+            let now = dir.stat(&log.name)?;
+            if now.is_none_or(|now| (now.device, now.inode) != (log.meta.device, log.meta.inode)) {
+                return Ok(Some(&log.name));
+            }
+        }
+        Ok(None)
+    }
+
+    /// Whether one of the logs is of the kind that is written over older ones.
+    pub(crate) fn are_recycled(&self) -> Result<bool, CaptureError> {
+        for log in self.by_number.values() {
+            if log.begins_recyclable()? {
+                return Ok(true);
+            }
+        }
+        Ok(false)
+    }
+
+    /// Lets go of all that `needed` does not want.
+    pub(crate) fn retain(&mut self, needed: impl Fn(u64) -> bool) {
+        let dead: Vec<u64> = self.by_number.keys().copied().filter(|&number| !needed(number)).collect();
+        dead.into_iter().for_each(|number| self.release(number));
+    }
+
+    fn release(&mut self, number: u64) {
+        if let Some(log) = self.by_number.remove(&number) {
+            log.release();
+        }
+    }
+
+    /// Lets go of everything.
+    pub(crate) fn release_all(&mut self) {
+        std::mem::take(&mut self.by_number).into_values().for_each(NotedLog::release);
+    }
+
+    /// Newest first.
+    pub(crate) fn iter(&self) -> impl Iterator<Item = (u64, &NotedLog)> {
+        self.by_number.iter().rev().map(|(&number, log)| (number, log))
+    }
+
+    pub(crate) fn get(&self, number: u64) -> Option<&NotedLog> {
+        self.by_number.get(&number)
+    }
+}
+
+/// Where the bytes of a log that make it into the image are.
+pub(crate) enum LogBytes<'a> {
+    /// The first `end` bytes of this file.
+    Original { file: &'a File, end: u64 },
+    /// A copy that was made in the window.
+    Copied(&'a RecycledCopy),
+}
+
+impl NotedLog {
+    fn hold(
+        staging: &mut Staging,
+        dir: &SourceDir,
+        name: &OsStr,
+        now: &FileMeta,
+    ) -> Result<Option<Self>, CaptureError> {
+        let path = dir.path().join(name);
+        if now.kind != rustix::fs::FileType::RegularFile {
+            return Err(CaptureError::Refused { path, what: "it is not a regular file".to_owned() });
+        }
+        let mut below = OsString::from(LINKS);
+        below.push("/");
+        below.push(name);
+        let below =
+            RelativePath::from_path(below.as_ref()).expect("the name of a log is digits and an ending");
+        let link = staging.place(now.device, dir.path(), &below)?;
+        let (file, link) = match linkat(CWD, &path, CWD, &link, AtFlags::SYMLINK_FOLLOW) {
+            Ok(()) => {
+                let file = File::open(&link).map_err(CaptureError::io("open", &path))?;
+                (Some(file), Some(link))
+            }
+            Err(Errno::NOENT) => (None, None),
+            // A handle will do where a link is refused: the engine may cut the file before it is copied, which shows.
+            Err(Errno::PERM | Errno::ACCESS | Errno::XDEV | Errno::MLINK | Errno::OPNOTSUPP) => {
+                (dir.open_file(name)?, None)
+            }
+            Err(error) => return Err(CaptureError::from_io("link", &link, error.into())),
+        };
+        let Some(file) = file else { return Ok(None) };
+        let meta = FileMeta::of(&file).map_err(CaptureError::io("read", &path))?;
+        Ok(Some(Self { name: name.to_owned(), path, meta, file, link, copy: None }))
+    }
+
+    fn copy_now(
+        &mut self,
+        staging: &Staging,
+        number: u64,
+        zero_header: ZeroHeader,
+    ) -> Result<(), CaptureError> {
+        let copy = match &mut self.copy {
+            Some(copy) => copy,
+            none => none.insert(RecycledCopy::create(staging, number, zero_header)?),
+        };
+        copy.extend(&self.file, &self.path)
+    }
+
+    /// The end that was noted: what the log held at that moment.
+    pub(crate) fn noted_end(&self) -> u64 {
+        self.copy.as_ref().filter(|copy| copy.holds_the_log()).map_or(self.meta.size, RecycledCopy::end)
+    }
+
+    fn begins_recyclable(&self) -> Result<bool, CaptureError> {
+        // A record that sets the compression may come first; it has a plain header and four bytes.
+        let mut head = [0; HEADER + 4 + RECYCLABLE_HEADER];
+        let length = self.file.read_at(&mut head, 0).map_err(CaptureError::io("read", &self.path))?;
+        let kind = |at: usize| head.get(..length).and_then(|head| head.get(at + HEADER - 1)).copied();
+        let is_recyclable = |kind: Option<u8>| matches!(kind, Some(5..=8 | 11 | 131));
+        Ok(is_recyclable(kind(0)) || (kind(0) == Some(9) && is_recyclable(kind(HEADER + 4))))
+    }
+
+    /// What of this log belongs into the image. `is_newest`: no younger log is in the image; half a record at its end was not
+    /// acknowledged and is left out, so that every recovery mode opens the copy. `Err` with a short read: the engine cut
+    /// the file meanwhile.
+    pub(crate) fn bytes(&self, number: u64, is_newest: bool) -> Result<LogBytes<'_>, CaptureError> {
+        if let Some(copy) = self.copy.as_ref().filter(|copy| copy.holds_the_log()) {
+            return Ok(LogBytes::Copied(copy));
+        }
+        let noted = self.meta.size;
+        if !is_newest {
+            return Ok(LogBytes::Original { file: &self.file, end: noted });
+        }
+        let scan = scan_log(&self.file, number, noted, ZeroHeader::Skips);
+        let end = match scan {
+            Ok(scan) if !scan.is_finished() => scan.end(),
+            // Something that is no record stands before the noted end. To judge it is the engine's business.
+            Ok(_) => noted,
+            // Copying will find it short as well.
+            Err(error) if error.kind() == std::io::ErrorKind::UnexpectedEof => noted,
+            Err(error) => return Err(CaptureError::from_io("read", &self.path, error)),
+        };
+        Ok(LogBytes::Original { file: &self.file, end })
+    }
+
+    fn release(self) {
+        // What stays behind is removed with the staging directory.
+        if let Some(link) = self.link {
+            let _ = std::fs::remove_file(link);
+        }
+        if let Some(copy) = self.copy {
+            copy.remove();
+        }
+    }
+}

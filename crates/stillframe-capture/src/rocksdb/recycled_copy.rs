@@ -1,0 +1,93 @@
+//! A copy of a log whose file the engine will write over, made while the log is in use.
+
+use std::fs::File;
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+
+use super::log_end::{LogScan, ZeroHeader};
+use super::log_format::BLOCK_LENGTH;
+use crate::CaptureError;
+use crate::image::create_new;
+use crate::staging::Staging;
+
+const CHUNK: usize = 16 * BLOCK_LENGTH;
+
+/// The records of one log, copied as far as they carry its number and a right checksum; goes on where it ended as the log
+/// grows. The file under the log's name is this log from before its first record until the engine renames it, so what
+/// was copied under an unchanged name stays right.
+#[derive(Debug)]
+pub(crate) struct RecycledCopy {
+    path: PathBuf,
+    file: File,
+    scan: LogScan,
+}
+
+impl RecycledCopy {
+    pub(crate) fn create(
+        staging: &Staging,
+        number: u64,
+        zero_header: ZeroHeader,
+    ) -> Result<Self, CaptureError> {
+        // Beside the image, on its file system, so that the copy can be moved into it.
+        let path = staging.image_dir().with_file_name(format!("recycled-{number:06}.log"));
+        // The log of this number may have been another file in an earlier attempt.
+        let _ = std::fs::remove_file(&path);
+        let file = create_new(&path)?;
+        Ok(Self { path, file, scan: LogScan::new(number, zero_header) })
+    }
+
+    /// Copies what was written since.
+    pub(crate) fn extend(&mut self, log: &File, log_path: &Path) -> Result<(), CaptureError> {
+        self.scan.resume();
+        let mut buffer = vec![0; CHUNK];
+        while !self.scan.is_finished() {
+            let from = self.scan.offset();
+            let length = read_up_to(log, &mut buffer, from).map_err(CaptureError::io("read", log_path))?;
+            let bytes = buffer.get(..length).unwrap_or_default();
+            self.scan.feed(bytes);
+            let accepted = self.scan.accepted().saturating_sub(from);
+            let accepted = usize::try_from(accepted).ok().and_then(|n| bytes.get(..n)).unwrap_or_default();
+            self.file.write_all_at(accepted, from).map_err(CaptureError::io("write", &self.path))?;
+            if length < CHUNK || self.scan.offset() == from {
+                break;
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether the copy is the log. Not so for a log of an older session that did not recycle: such a log is never
+    /// written again, and ends where its file does.
+    pub(crate) fn holds_the_log(&self) -> bool {
+        !self.scan.is_plain()
+    }
+
+    /// Behind the last whole record.
+    pub(crate) fn end(&self) -> u64 {
+        self.scan.end()
+    }
+
+    /// Cuts the copy at the end of its last whole record and moves it to `place`.
+    pub(crate) fn move_to(&self, place: &Path) -> Result<&File, CaptureError> {
+        self.file.set_len(self.scan.end()).map_err(CaptureError::io("write", &self.path))?;
+        std::fs::rename(&self.path, place).map_err(CaptureError::io("move to", place))?;
+        Ok(&self.file)
+    }
+
+    pub(crate) fn remove(self) {
+        // What stays behind is removed with the staging directory.
+        let _ = std::fs::remove_file(self.path);
+    }
+}
+
+fn read_up_to(file: &File, buffer: &mut [u8], offset: u64) -> std::io::Result<usize> {
+    let mut length = 0;
+    while let Some(rest) = buffer.get_mut(length..).filter(|rest| !rest.is_empty()) {
+        match file.read_at(rest, offset + length as u64) {
+            Ok(0) => break,
+            Ok(read) => length += read,
+            Err(error) if error.kind() == std::io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(length)
+}

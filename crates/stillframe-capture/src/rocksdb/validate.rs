@@ -1,0 +1,236 @@
+//! Checks an image, or a restored database that was not opened yet, against its own MANIFEST.
+
+use std::fs::File;
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+
+use super::directories::{blob_name, table_names};
+use super::file_name::{FileName, manifest_named_by};
+use super::log_end::{ZeroHeader, scan_log};
+use super::manifest::Manifest;
+use super::options_file::OptionsFile;
+use super::setback::Setback;
+use super::version_fold::{Family, VersionFold};
+use crate::pin::{FileMeta, SourceDir, os};
+use crate::{CaptureError, ValidationReport};
+
+const BLOB_FOOTER: u64 = 32;
+const BLOB_MAGIC: u32 = 0x0024_8f37;
+
+/// See [`crate::validate`]. Files are looked for in `dir` and in the directories below it that a restore makes of
+/// `wal_dir`, `db_paths` and `cf_paths`.
+pub(crate) fn validate(dir: &Path) -> Result<ValidationReport, CaptureError> {
+    let main = SourceDir::open(dir)?;
+    if !super::is_database(&main)? {
+        return Err(CaptureError::NotADatabase {
+            path: dir.to_owned(),
+            engine: "RocksDB or LevelDB",
+            reason: "its CURRENT does not name a MANIFEST that is there".to_owned(),
+        });
+    }
+    let mut checked = Checked { places: places(main)?, report: ValidationReport::default() };
+    let manifest = checked.pointers()?;
+    for (_, family) in manifest.fold().families() {
+        checked.family(&manifest, family)?;
+    }
+    checked.logs(manifest.fold())?;
+    checked.options()?;
+    Ok(checked.report)
+}
+
+/// The directory itself and those below it in which parts of a restored database may be.
+fn places(main: SourceDir) -> Result<Vec<SourceDir>, CaptureError> {
+    let mut places = Vec::new();
+    for name in main.list()? {
+        let of_a_restore = [&b"wal_dir"[..], b"db_path-", b"cf_path-"]
+            .iter()
+            .any(|prefix| name.as_bytes().starts_with(prefix));
+        if of_a_restore && main.path().join(&name).is_dir() {
+            places.push(SourceDir::open(&main.path().join(&name))?);
+        }
+    }
+    places.insert(0, main);
+    Ok(places)
+}
+
+struct Checked {
+    /// The main directory first.
+    places: Vec<SourceDir>,
+    report: ValidationReport,
+}
+
+impl Checked {
+    fn main(&self) -> &SourceDir {
+        self.places.first().expect("the main directory is the first place")
+    }
+
+    fn count(&mut self, size: u64) {
+        self.report.files += 1;
+        self.report.bytes += size;
+    }
+
+    fn remark(&mut self, remark: String) {
+        self.report.remarks.push(remark);
+    }
+
+    fn pointers(&mut self) -> Result<Manifest, CaptureError> {
+        let main = self.main();
+        let path = main.path().join("CURRENT");
+        let gone = || CaptureError::Vanished { path: path.clone() };
+        let current = main.read(os("CURRENT"))?.ok_or_else(gone)?;
+        let name = manifest_named_by(&current).ok_or_else(gone)?.to_owned();
+        let manifest = match Manifest::open(main, &name) {
+            Ok(manifest) => manifest.ok_or_else(gone)?,
+            Err(Setback::Fatal(error) | Setback::Wrong(error)) => return Err(error),
+            Err(Setback::Moved(_) | Setback::Missing { .. }) => return Err(gone()),
+        };
+        let mut others = 0;
+        for listed in main.list()? {
+            let is_manifest = matches!(FileName::parse(listed.as_bytes()), Some(FileName::Manifest(_)));
+            others += u32::from(is_manifest && listed.as_bytes() != name.as_bytes());
+        }
+        if others > 0 {
+            self.remark(format!(
+                "{others} MANIFEST files lie beside the one that counts; best_efforts_recovery might pick one of them"
+            ));
+        }
+        self.count(current.len() as u64);
+        self.count(manifest.meta().size);
+        Ok(manifest)
+    }
+
+    fn family(&mut self, manifest: &Manifest, family: &Family) -> Result<(), CaptureError> {
+        let name = family.display_name();
+        if let Some(number) = family.missing_blobs().first() {
+            let what = format!(
+                "tables of the column family {name:?} refer to blob file {number}, which it does not know"
+            );
+            return Err(CaptureError::Corrupt { path: manifest.path().to_owned(), what });
+        }
+        for (&number, table) in &family.tables {
+            self.live_file(&table_names(number, false), table.size, &name)?;
+        }
+        for (number, size) in family.live_blobs() {
+            let path = self.live_file(&[blob_name(number)], size, &name)?;
+            check_blob_footer(&path, size)?;
+        }
+        Ok(())
+    }
+
+    fn live_file(&mut self, names: &[String], size: u64, family: &str) -> Result<PathBuf, CaptureError> {
+        let mut wrong = None;
+        for place in &self.places {
+            for name in names {
+                let Some(meta) = place.stat(os(name))? else { continue };
+                let path = place.path().join(name);
+                if meta.size == size {
+                    self.count(size);
+                    return Ok(path);
+                }
+                wrong = Some((path, meta.size));
+            }
+        }
+        Err(match wrong {
+            Some((path, length)) => CaptureError::Corrupt {
+                path,
+                what: format!("it has {length} bytes where its MANIFEST says {size}"),
+            },
+            None => CaptureError::Corrupt {
+                path: self.main().path().join(names.first().map_or("", String::as_str)),
+                what: format!("it is a live file of the column family {family:?}, and it is not there"),
+            },
+        })
+    }
+
+    fn logs(&mut self, fold: &VersionFold) -> Result<(), CaptureError> {
+        let mut logs: Vec<(u64, PathBuf, FileMeta)> = Vec::new();
+        for place in &self.places {
+            for name in place.list()? {
+                let Some(FileName::Log(number)) = FileName::parse(name.as_bytes()) else { continue };
+                if let Some(meta) = place.stat(&name)?.filter(|_| fold.needs_log(number)) {
+                    logs.push((number, place.path().join(&name), meta));
+                }
+            }
+        }
+        logs.sort_unstable_by_key(|(number, ..)| *number);
+        if let Some([(_, one, _), (_, two, _)]) = logs.array_windows::<2>().find(|[one, two]| one.0 == two.0)
+        {
+            let what = format!("{} is a log of the same number", two.display());
+            return Err(CaptureError::Corrupt { path: one.clone(), what });
+        }
+        if logs.is_empty() {
+            // Checkpoints that were never opened are sound without; their directory was never locked.
+            let opened = self.main().stat(os("LOCK"))?.is_some();
+            let what = "there is no log that its MANIFEST needs";
+            if opened {
+                return Err(CaptureError::Corrupt {
+                    path: self.main().path().to_owned(),
+                    what: what.to_owned(),
+                });
+            }
+            self.remark(format!("{what}: sound for a checkpoint, else what was not in tables yet is lost"));
+        }
+        for (number, size) in fold.synced_logs().filter(|&(number, _)| number >= fold.needed_logs_from()) {
+            let found = logs.iter().find(|(listed, ..)| *listed == number);
+            if found.is_none_or(|(.., meta)| meta.size < size) {
+                let what = format!(
+                    "log {number}, of which its MANIFEST says that it has {size} bytes, is not there or shorter"
+                );
+                return Err(CaptureError::Corrupt { path: self.main().path().to_owned(), what });
+            }
+        }
+        for (number, path, meta) in &logs {
+            let file = File::open(path).map_err(CaptureError::io("open", path))?;
+            let scan = scan_log(&file, *number, meta.size, ZeroHeader::Skips)
+                .map_err(CaptureError::io("read", path))?;
+            self.count(meta.size);
+            if scan.end() < meta.size {
+                self.remark(format!(
+                    "{}: whole records end at byte {} of {}; how the rest is taken depends on wal_recovery_mode",
+                    path.display(),
+                    scan.end(),
+                    meta.size
+                ));
+            }
+        }
+        Ok(())
+    }
+
+    fn options(&mut self) -> Result<(), CaptureError> {
+        let mut newest = None;
+        for name in self.main().list()? {
+            if let Some(FileName::Options(number)) = FileName::parse(name.as_bytes()) {
+                newest = newest.max(Some((number, name)));
+            }
+        }
+        let Some((_, name)) = newest else { return Ok(()) };
+        let bytes = self.main().read(&name)?.unwrap_or_default();
+        self.count(bytes.len() as u64);
+        let Some(wal_dir) = OptionsFile::parse(&bytes).wal_dir() else { return Ok(()) };
+        let main = self.main().path();
+        let inside = match (main.join(&wal_dir).canonicalize(), main.canonicalize()) {
+            (Ok(wal_dir), Ok(main)) => wal_dir.starts_with(main),
+            _ => false,
+        };
+        if !inside {
+            self.remark(format!(
+                "{} names the log directory {}: a program that loads these options uses, and deletes, the logs there",
+                name.display(),
+                wal_dir.display()
+            ));
+        }
+        Ok(())
+    }
+}
+
+fn check_blob_footer(path: &Path, size: u64) -> Result<(), CaptureError> {
+    let file = File::open(path).map_err(CaptureError::io("open", path))?;
+    let mut magic = [0; 4];
+    let at = size.saturating_sub(BLOB_FOOTER);
+    file.read_exact_at(&mut magic, at).map_err(CaptureError::io("read", path))?;
+    if u32::from_le_bytes(magic) == BLOB_MAGIC {
+        return Ok(());
+    }
+    Err(CaptureError::Corrupt { path: path.to_owned(), what: "it does not end like a blob file".to_owned() })
+}

@@ -1,0 +1,63 @@
+//! The loop that looks for a still moment.
+
+use std::path::Path;
+use std::time::Duration;
+
+use jiff::Timestamp;
+
+use crate::{CaptureError, Context, Event};
+
+/// What one attempt found.
+pub(crate) enum Attempt<T> {
+    /// The pointers stood still, and everything they need is pinned.
+    Accepted(T),
+    /// Something moved: what, for people. What is still good is kept by the profile.
+    Moved(String),
+}
+
+/// An accepted attempt.
+pub(crate) struct Still<T> {
+    pub(crate) value: T,
+    pub(crate) attempts: u32,
+    /// Wall-clock time when the accepted attempt began.
+    pub(crate) instant: Timestamp,
+    /// How long the accepted attempt took.
+    pub(crate) window: Duration,
+}
+
+/// Calls `attempt` until it accepts, fails or the deadline passes. `deadline` is a span from now.
+///
+/// The first attempts follow each other at once, since pins that were kept make each faster than the one before; later
+/// ones wait a little (at most 50 ms), to meet another phase of a source that moves in rhythm.
+pub(crate) fn until_still<T>(
+    path: &Path,
+    deadline: Duration,
+    context: &Context<'_>,
+    mut attempt: impl FnMut() -> Result<Attempt<T>, CaptureError>,
+) -> Result<Still<T>, CaptureError> {
+    let began = context.clock.monotonic();
+    let mut attempts = 0;
+    loop {
+        if context.cancel.is_cancelled() {
+            return Err(CaptureError::Cancelled);
+        }
+        attempts += 1;
+        let instant = context.clock.now();
+        let from = context.clock.monotonic();
+        let moved = match attempt()? {
+            Attempt::Accepted(value) => {
+                let window = context.clock.monotonic().saturating_sub(from);
+                return Ok(Still { value, attempts, instant, window });
+            }
+            Attempt::Moved(moved) => moved,
+        };
+        let waited = context.clock.monotonic().saturating_sub(began);
+        (context.events)(Event::Moved { attempt: attempts, what: moved.clone() });
+        if waited >= deadline {
+            return Err(CaptureError::TooBusy { path: path.to_owned(), moved, attempts, waited });
+        }
+        if attempts > 8 {
+            std::thread::sleep(Duration::from_millis(u64::from(attempts % 16) * 3));
+        }
+    }
+}

@@ -1,0 +1,547 @@
+//! `create`: live sources → one sealed backup.
+
+use std::cell::RefCell;
+use std::io::ErrorKind;
+use std::ops::Range;
+use std::os::unix::fs::FileExt;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use futures::StreamExt;
+use futures::stream::FuturesOrdered;
+use stillframe_capture::{CaptureOptions, Engine, FileKind, Image, Snapshot, SnapshotFile};
+use stillframe_jobs::{Job, Phase, Progress, State};
+use stillframe_repo::{
+    BackupId, ChunkRef, ContentRef, ContentWriter, FileEntry, FileKind as EntryKind, FileListWriter,
+    ManifestDraft, Repository, SourceForm, SourceManifest, Statistics, WriteEvent, WriteOptions,
+    WriteSession,
+};
+use stillframe_storage::{BandwidthLimit, RelativePath, since_1970};
+use tokio_util::sync::CancellationToken;
+
+use crate::base_hint::BaseHints;
+use crate::capturing::capture_all;
+use crate::cutting::Cut;
+use crate::reserve::{Reserve, ReserveWatch};
+use crate::unchanged::{Unchanged, check_sample, find_base, find_unchanged};
+use crate::workers::Workers;
+use crate::{EngineError, Event, NamedSource, Surroundings};
+
+/// What to back up, and how.
+#[derive(Debug, Clone)]
+pub struct CreateOptions {
+    /// At least one; names unique.
+    pub sources: Vec<NamedSource>,
+    /// A label; need not be unique.
+    pub name: Option<String>,
+    /// Marks for later selection.
+    pub tags: Vec<String>,
+    /// How to capture.
+    pub capture: CaptureOptions,
+    /// Free space to leave on the sources' disks.
+    pub reserve: Reserve,
+    /// Bytes per second to the repository.
+    pub bandwidth: Option<Arc<BandwidthLimit>>,
+    /// Where hints are kept that make the next backup faster. May be emptied at any time.
+    pub cache_dir: PathBuf,
+    /// Who and where, for people.
+    pub origin: Origin,
+}
+
+/// Who made a backup, and where: told, never decided upon.
+#[derive(Debug, Clone, Default)]
+pub struct Origin {
+    /// The machine.
+    pub host: String,
+    /// The user.
+    pub user: String,
+    /// This program and its version.
+    pub program: String,
+    /// The same for all backups of one installation.
+    pub writer: String,
+}
+
+/// What a backup would do.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct CreatePlan {
+    /// In the order of the options.
+    pub sources: Vec<SourcePlan>,
+    /// The backup whose unchanged files would be taken over.
+    pub base: Option<BackupId>,
+}
+
+/// What a backup would do with one source.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SourcePlan {
+    /// Its name.
+    pub name: String,
+    /// Files in all.
+    pub files: u64,
+    /// Their bytes.
+    pub bytes: u64,
+    /// Files that are proven unchanged and would not be read.
+    pub unchanged_files: u64,
+    /// Their bytes.
+    pub unchanged_bytes: u64,
+}
+
+/// A backup that exists.
+#[derive(Debug, Clone)]
+pub struct CreateOutcome {
+    /// Its id.
+    pub id: BackupId,
+    /// What was done.
+    pub statistics: Statistics,
+    /// The images' own descriptions, in the order of the options.
+    pub snapshots: Vec<Snapshot>,
+}
+
+/// Images that are held while they are read, and what need not be read of them.
+struct Held {
+    images: Vec<Arc<Image>>,
+    unchanged: Vec<Unchanged>,
+    base: Option<BackupId>,
+}
+
+/// Captures and says what a backup would do. Nothing is written to the repository.
+pub async fn plan(
+    repo: &Repository,
+    options: &CreateOptions,
+    job: &Job,
+    surroundings: &Surroundings,
+) -> Result<CreatePlan, EngineError> {
+    let held = hold(repo, options, job, surroundings).await?;
+    Ok(describe(options, &held))
+}
+
+/// Captures all sources and writes one backup. When it returns `Ok`, the backup is sealed and durable.
+pub async fn create(
+    repo: &Repository,
+    options: &CreateOptions,
+    job: &Job,
+    surroundings: &Surroundings,
+) -> Result<CreateOutcome, EngineError> {
+    let watch = watch_of(options);
+    watch.look()?;
+    // Its own token, so that a breach of the reserve stops the work without counting as the user's cancel.
+    let stop = job.token().child_token();
+    let done = CancellationToken::new();
+    let _done_when_dropped = done.clone().drop_guard();
+    let breach = async {
+        let breach = watch.until_breached(&done).await;
+        if breach.is_err() {
+            stop.cancel();
+        }
+        breach
+    };
+    let work = async {
+        let result = capture_and_write(repo, options, job, surroundings, &stop).await;
+        done.cancel();
+        result
+    };
+    // Both run to their end: the work joins its tasks and lets go of the pins before anything is reported.
+    let (breach, result) = tokio::join!(breach, work);
+    breach?;
+    result
+}
+
+async fn capture_and_write(
+    repo: &Repository,
+    options: &CreateOptions,
+    job: &Job,
+    surroundings: &Surroundings,
+    stop: &CancellationToken,
+) -> Result<CreateOutcome, EngineError> {
+    let held = hold(repo, options, job, surroundings).await?;
+    if stop.is_cancelled() {
+        return Err(EngineError::Cancelled);
+    }
+    job.enter(Phase::Transferring)?;
+    let workers = Workers::start(surroundings.share, &surroundings.clock);
+    let meter = Meter::new(&held, job, surroundings);
+    let write = WriteOptions {
+        base: held.base,
+        bandwidth: options.bandwidth.clone(),
+        cancel: stop.clone(),
+        events: Some(again_event(surroundings)),
+        ..WriteOptions::new(Arc::clone(&surroundings.clock))
+    };
+    let (held_ref, workers, meter) = (&held, &workers, &meter);
+    let written = repo
+        .write(&write, |session| async move {
+            write_draft(&session, options, held_ref, workers, meter, stop).await
+        })
+        .await?;
+    let hints = hints(repo, options);
+    for lineage in held.images.iter().filter_map(|image| image.snapshot().lineage.as_ref()) {
+        hints.write(lineage, written.manifest.id);
+    }
+    Ok(CreateOutcome {
+        id: written.manifest.id,
+        statistics: written.manifest.statistics,
+        snapshots: held.images.iter().map(|image| image.snapshot().clone()).collect(),
+    })
+}
+
+fn hints(repo: &Repository, options: &CreateOptions) -> BaseHints {
+    BaseHints::new(&options.cache_dir, repo.id())
+}
+
+fn again_event(surroundings: &Surroundings) -> Arc<dyn Fn(WriteEvent) + Send + Sync> {
+    let surroundings = surroundings.clone();
+    Arc::new(move |event| {
+        if let WriteEvent::Again { why, .. } = event {
+            surroundings.tell(Event::Again { why });
+        }
+    })
+}
+
+async fn hold(
+    repo: &Repository,
+    options: &CreateOptions,
+    job: &Job,
+    surroundings: &Surroundings,
+) -> Result<Held, EngineError> {
+    job.enter(Phase::Capturing)?;
+    let images = capture_all(&options.sources, &options.capture, job, surroundings).await?;
+    let images: Vec<Arc<Image>> = images.into_iter().map(Arc::new).collect();
+    let base = find_base(repo, &hints(repo, options), &options.sources, &images).await?;
+    let manifest = base.as_ref().map(|(_, manifest)| manifest);
+    let mut unchanged = Vec::new();
+    let seed = (surroundings.random_name)();
+    for image in &images {
+        let found = find_unchanged(repo, image, manifest).await?;
+        match check_sample(repo, image, &found, &seed, job.token()).await? {
+            Ok(()) => unchanged.push(found),
+            Err(path) => {
+                surroundings.warn(format!(
+                    "{path} claims to be unchanged and is not: everything of {} is read",
+                    image.snapshot().source.display()
+                ));
+                unchanged.push(Unchanged::default());
+            }
+        }
+    }
+    let base = base.map(|(id, _)| id).filter(|_| unchanged.iter().any(|found| found.count() > 0));
+    Ok(Held { images, unchanged, base })
+}
+
+fn watch_of(options: &CreateOptions) -> ReserveWatch {
+    let sources = options.sources.iter().map(|named| named.source.path.as_path());
+    let staging = options.capture.staging.iter().map(PathBuf::as_path);
+    ReserveWatch::new(sources.chain(staging), options.reserve)
+}
+
+fn describe(options: &CreateOptions, held: &Held) -> CreatePlan {
+    let sources = options.sources.iter().zip(&held.images).zip(&held.unchanged);
+    let sources = sources.map(|((named, image), unchanged)| SourcePlan {
+        name: named.name.clone(),
+        files: u64::try_from(image.snapshot().files.len()).expect("a usize fits a u64"),
+        bytes: image.snapshot().files.iter().map(|file| file.size).sum(),
+        unchanged_files: unchanged.count(),
+        unchanged_bytes: unchanged.bytes(),
+    });
+    CreatePlan { sources: sources.collect(), base: held.base }
+}
+
+async fn write_draft(
+    session: &Arc<WriteSession>,
+    options: &CreateOptions,
+    held: &Held,
+    workers: &Workers,
+    meter: &Meter<'_>,
+    stop: &CancellationToken,
+) -> Result<ManifestDraft, EngineError> {
+    let mut sources = Vec::new();
+    let mut warnings = Vec::new();
+    for ((named, image), unchanged) in options.sources.iter().zip(&held.images).zip(&held.unchanged) {
+        sources.push(write_source(session, named, image, unchanged, workers, meter, stop).await?);
+        let weakening = image.snapshot().weakening.iter();
+        warnings.extend(weakening.map(|weak| format!("{}: {}: {}", named.name, weak.setting, weak.effect)));
+    }
+    // A second round stays in this phase: phases do not go back.
+    if meter.job.state() != State::Working(Phase::Sealing) {
+        meter.job.enter(Phase::Sealing)?;
+    }
+    Ok(ManifestDraft {
+        name: options.name.clone(),
+        tags: options.tags.clone(),
+        host: options.origin.host.clone(),
+        user: options.origin.user.clone(),
+        program: options.origin.program.clone(),
+        writer: options.origin.writer.clone(),
+        sources,
+        warnings,
+        files_skipped: if session.base().is_some() {
+            held.unchanged.iter().map(Unchanged::count).sum()
+        } else {
+            0
+        },
+        ..ManifestDraft::default()
+    })
+}
+
+/// The order of a repository's file lists.
+pub(crate) fn list_order(files: &[SnapshotFile]) -> Vec<usize> {
+    let mut order: Vec<usize> = (0..files.len()).collect();
+    order.sort_by(|&a, &b| files.get(a).map(list_key).cmp(&files.get(b).map(list_key)));
+    order
+}
+
+/// Directory and path within it. The image has files of a named directory below a directory of that name, or, where the
+/// engine wants them there, in the main one.
+pub(crate) fn list_key(file: &SnapshotFile) -> (&[u8], &[u8]) {
+    let path = file.path.as_bytes();
+    let directory = file.directory.as_bytes();
+    let within = path.strip_prefix(directory).and_then(|rest| rest.strip_prefix(b"/"));
+    (directory, if directory.is_empty() { path } else { within.unwrap_or(path) })
+}
+
+/// What is to be done for one file.
+enum Part {
+    /// An unchanged file: its content stands in the repository.
+    TakenOver(ContentRef),
+    /// A directory, a link, an empty file: nothing to read.
+    Bare(EntryKind),
+    /// Bytes to read and cut.
+    Span(Range<u64>, Last),
+}
+
+/// One finished part, in order of files and of places in them.
+enum Done {
+    /// The entry needs no content of its own, or has it already.
+    Entry(usize, EntryKind),
+    /// Chunks of a file; whether they are its last.
+    Chunks(usize, Result<Vec<ChunkRef>, EngineError>, Last),
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Last {
+    Yes,
+    No,
+}
+
+async fn write_source(
+    session: &Arc<WriteSession>,
+    named: &NamedSource,
+    image: &Arc<Image>,
+    unchanged: &Unchanged,
+    workers: &Workers,
+    meter: &Meter<'_>,
+    stop: &CancellationToken,
+) -> Result<SourceManifest, EngineError> {
+    let snapshot = image.snapshot();
+    let mut list = FileListWriter::new(session);
+    let mut content = ContentWriter::new(session);
+    let mut queue = FuturesOrdered::new();
+    let mut finish = |done: Done| -> Result<(), EngineError> {
+        let (index, kind) = match done {
+            Done::Entry(index, kind) => (index, kind),
+            Done::Chunks(index, chunks, last) => {
+                for chunk in chunks? {
+                    meter.add_bytes(chunk.length);
+                    content.push(chunk)?;
+                }
+                if last == Last::No {
+                    return Ok(());
+                }
+                let whole = std::mem::replace(&mut content, ContentWriter::new(session));
+                (index, EntryKind::File { content: whole.finish()? })
+            }
+        };
+        let file =
+            snapshot.files.get(index).ok_or_else(|| EngineError::Bug("a file without a place".into()))?;
+        meter.add_file();
+        Ok(list.push(&entry_of(file, kind)?)?)
+    };
+    for index in list_order(&snapshot.files) {
+        let Some(file) = snapshot.files.get(index) else { continue };
+        // A base that is gone meanwhile is not relied on again: then everything is read.
+        let known = unchanged.content(index).filter(|_| session.base().is_some());
+        for part in parts_of(file, known) {
+            if let Part::TakenOver(content) = &part {
+                session.take_over(content)?;
+                meter.add_bytes(content.length);
+            }
+            queue.push_back(run_part(session, image, index, file, part, workers));
+            while queue.len() >= workers.in_flight() {
+                if let Some(done) = queue.next().await {
+                    tokio::task::block_in_place(|| finish(done))?;
+                }
+            }
+        }
+        if stop.is_cancelled() {
+            break;
+        }
+    }
+    while let Some(done) = queue.next().await {
+        tokio::task::block_in_place(|| finish(done))?;
+    }
+    if stop.is_cancelled() {
+        return Err(EngineError::Cancelled);
+    }
+    let files = tokio::task::block_in_place(|| list.finish())?;
+    let json = serde_json::to_vec(snapshot).map_err(|error| EngineError::Bug(error.to_string()))?;
+    let description = tokio::task::block_in_place(|| session.put_content(&json))?;
+    Ok(SourceManifest {
+        name: named.name.clone(),
+        engine: snapshot.engine.to_string(),
+        url: named.source.to_string(),
+        instant: snapshot.instant,
+        window_us: snapshot.window_us,
+        attempts: snapshot.attempts,
+        snapshot: description,
+        lineage: snapshot.lineage.clone(),
+        files: files.content,
+        file_count: files.file_count,
+        bytes: snapshot.files.iter().map(|file| file.size).sum(),
+        form: SourceForm::Image,
+        collections: None,
+    })
+}
+
+fn parts_of(file: &SnapshotFile, unchanged: Option<&ContentRef>) -> Vec<Part> {
+    match (&file.kind, unchanged) {
+        (FileKind::Directory, _) => vec![Part::Bare(EntryKind::Directory)],
+        (FileKind::Symlink { target }, _) => {
+            vec![Part::Bare(EntryKind::Symlink { target: link_target_bytes(target) })]
+        }
+        (FileKind::File, Some(content)) => vec![Part::TakenOver(*content)],
+        (FileKind::File, None) if file.size == 0 => {
+            vec![Part::Bare(EntryKind::File { content: ContentRef::EMPTY })]
+        }
+        (FileKind::File, None) => {
+            let cut = Cut::of(file.role);
+            let spans = cut.spans(file.size);
+            spans
+                .map(|span| {
+                    Part::Span(span.clone(), if span.end == file.size { Last::Yes } else { Last::No })
+                })
+                .collect()
+        }
+    }
+}
+
+async fn run_part(
+    session: &Arc<WriteSession>,
+    image: &Arc<Image>,
+    index: usize,
+    file: &SnapshotFile,
+    part: Part,
+    workers: &Workers,
+) -> Done {
+    match part {
+        Part::TakenOver(content) => Done::Entry(index, EntryKind::File { content }),
+        Part::Bare(kind) => Done::Entry(index, kind),
+        Part::Span(span, last) => {
+            let (session, image, path) = (Arc::clone(session), Arc::clone(image), file.path.clone());
+            let chunk = Cut::of(file.role).chunk;
+            let chunks = workers.run(move || store_span(&session, &image, &path, span, chunk)).await;
+            let chunks = chunks.unwrap_or_else(|| Err(EngineError::Bug("storing a chunk panicked".into())));
+            Done::Chunks(index, chunks, last)
+        }
+    }
+}
+
+thread_local! {
+    /// One buffer for each worker, since fresh memory for every chunk costs as much as hashing it.
+    static BUFFER: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
+}
+
+/// Reads `span` of a file of the image and stores it in chunks.
+fn store_span(
+    session: &WriteSession,
+    image: &Image,
+    path: &RelativePath,
+    span: Range<u64>,
+    chunk: u64,
+) -> Result<Vec<ChunkRef>, EngineError> {
+    let file = image.open(path)?;
+    let chunk = usize::try_from(chunk).expect("chunks are a few MiB");
+    let length = usize::try_from(span.end - span.start).expect("spans are a few MiB");
+    BUFFER.with_borrow_mut(|buffer| {
+        if buffer.len() < length {
+            buffer.resize(length, 0);
+        }
+        let bytes = buffer.get_mut(..length).expect("the buffer was made long enough");
+        let length = match file.read_exact_at(bytes, span.start) {
+            Ok(()) => length,
+            // Plain files are read in place, without any claim: one that was cut meanwhile ends where it ends now.
+            Err(error)
+                if error.kind() == ErrorKind::UnexpectedEof && image.snapshot().engine == Engine::Files =>
+            {
+                let now = file.metadata().map_err(EngineError::io("read", path.as_path()))?.len();
+                let left = usize::try_from(now.saturating_sub(span.start)).unwrap_or(length).min(length);
+                let rest = bytes.get_mut(..left).expect("at most the span's length");
+                file.read_exact_at(rest, span.start).map_err(EngineError::io("read", path.as_path()))?;
+                left
+            }
+            Err(error) => return Err(EngineError::io("read", path.as_path())(error)),
+        };
+        let bytes = bytes.get(..length).expect("at most the span's length");
+        bytes.chunks(chunk).map(|part| Ok(session.put(part)?)).collect()
+    })
+}
+
+fn link_target_bytes(text: &str) -> Vec<u8> {
+    use std::os::unix::ffi::OsStringExt;
+    stillframe_capture::link_target(text).into_os_string().into_vec()
+}
+
+fn entry_of(file: &SnapshotFile, kind: EntryKind) -> Result<FileEntry, EngineError> {
+    let (_, path) = list_key(file);
+    let path = RelativePath::from_bytes(path).map_err(|error| EngineError::Bug(error.to_string()))?;
+    let (mtime, mtime_nanos) = since_1970(file.modified);
+    Ok(FileEntry {
+        directory: file.directory.clone(),
+        path,
+        kind,
+        role: file.role.name().to_owned(),
+        mode: file.mode,
+        uid: file.uid,
+        gid: file.gid,
+        mtime,
+        mtime_nanos,
+        identity: file.identity.as_ref().map(|identity| identity.as_bytes().to_vec()),
+    })
+}
+
+/// Counts what is done and tells it.
+struct Meter<'a> {
+    job: &'a Job,
+    surroundings: &'a Surroundings,
+    files: AtomicU64,
+    bytes: AtomicU64,
+    files_total: u64,
+    bytes_total: u64,
+}
+
+impl<'a> Meter<'a> {
+    fn new(held: &Held, job: &'a Job, surroundings: &'a Surroundings) -> Self {
+        let files = held.images.iter().flat_map(|image| &image.snapshot().files);
+        let (files_total, bytes_total) =
+            files.fold((0, 0), |(files, bytes), file| (files + 1, bytes + file.size));
+        Self { job, surroundings, files: 0.into(), bytes: 0.into(), files_total, bytes_total }
+    }
+
+    fn add_bytes(&self, bytes: u64) {
+        self.bytes.fetch_add(bytes, Ordering::Relaxed);
+        self.tell();
+    }
+
+    fn add_file(&self) {
+        self.files.fetch_add(1, Ordering::Relaxed);
+    }
+
+    fn tell(&self) {
+        let progress = Progress {
+            phase: Phase::Transferring,
+            files_done: self.files.load(Ordering::Relaxed),
+            files_total: Some(self.files_total),
+            bytes_done: self.bytes.load(Ordering::Relaxed),
+            bytes_total: Some(self.bytes_total),
+        };
+        self.surroundings.tell(Event::Progress(self.job.progress(&progress)));
+    }
+}

@@ -1,0 +1,141 @@
+//! What can go wrong in a verb, by what the user should do.
+
+use std::io;
+use std::path::{Path, PathBuf};
+
+use stillframe_capture::CaptureError;
+use stillframe_jobs::{EnterError, StopReason};
+use stillframe_repo::Error as RepoError;
+
+/// Why a verb did not do its work.
+#[derive(Debug, thiserror::Error)]
+pub enum EngineError {
+    /// The source cannot be captured, or an image is not sound.
+    #[error(transparent)]
+    Capture(#[from] CaptureError),
+    /// The repository refused or failed.
+    #[error(transparent)]
+    Repo(#[from] RepoError),
+    /// Make room on the live disk, or lower the reserve.
+    #[error(
+        "stopped: the disk of {path} has {available} bytes free, less than the reserve of {reserve}; \
+         all pins were let go; make room, stage elsewhere (--staging) or set --reserve"
+    )]
+    Reserve {
+        /// Something on the file system.
+        path: PathBuf,
+        /// Free bytes.
+        available: u64,
+        /// Bytes that were to stay free.
+        reserve: u64,
+    },
+    /// The options do not fit the backup or each other. Fix them.
+    #[error("{0}")]
+    Usage(String),
+    /// The target of a restore is taken. Choose another one.
+    #[error("{0} already exists and is not an empty directory; restore into a new one")]
+    Occupied(PathBuf),
+    /// The target's disk is full.
+    #[error("no space left while writing {path}; make room or restore elsewhere")]
+    NoSpace {
+        /// What was being written.
+        path: PathBuf,
+    },
+    /// The target may not be written.
+    #[error("cannot {action} {path}: permission denied")]
+    Permission {
+        /// What was tried.
+        action: &'static str,
+        /// On what.
+        path: PathBuf,
+    },
+    /// Anything else the operating system said.
+    #[error("cannot {action} {path}: {source}")]
+    Io {
+        /// What was tried.
+        action: &'static str,
+        /// On what.
+        path: PathBuf,
+        /// What it said.
+        source: io::Error,
+    },
+    /// Verification found damage.
+    #[error("{0}")]
+    Unsound(String),
+    /// A phase took longer than it may.
+    #[error("given up: {state} took longer than {limit}")]
+    Deadline {
+        /// The phase.
+        state: String,
+        /// What it was allowed.
+        limit: String,
+    },
+    /// Somebody cancelled.
+    #[error("cancelled")]
+    Cancelled,
+    /// A mistake in this program.
+    #[error("a mistake in stillframe: {0}; please report it")]
+    Bug(String),
+}
+
+impl EngineError {
+    pub(crate) fn io<E: Into<io::Error>>(action: &'static str, path: &Path) -> impl FnOnce(E) -> Self {
+        move |error| {
+            let (source, path): (io::Error, _) = (error.into(), path.to_owned());
+            match source.kind() {
+                io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => Self::NoSpace { path },
+                io::ErrorKind::PermissionDenied | io::ErrorKind::ReadOnlyFilesystem => {
+                    Self::Permission { action, path }
+                }
+                _ => Self::Io { action, path, source },
+            }
+        }
+    }
+
+    /// A word for machines: the kind of failure, as in the history, in `--json` and in the table of exit codes.
+    pub fn kind(&self) -> &'static str {
+        match self {
+            Self::Capture(error) => match error {
+                CaptureError::TooBusy { .. } | CaptureError::Locked { .. } => "busy",
+                CaptureError::NoSpace { .. } => "no-space",
+                CaptureError::Permission { .. } => "permission",
+                CaptureError::Cancelled => "cancelled",
+                CaptureError::Occupied(_) | CaptureError::NeedsFlag { .. } => "usage",
+                _ => "source",
+            },
+            Self::Repo(error) => repo_kind(error),
+            Self::Reserve { .. } | Self::NoSpace { .. } => "no-space",
+            Self::Usage(_) | Self::Occupied(_) => "usage",
+            Self::Permission { .. } => "permission",
+            Self::Unsound(_) => "damaged",
+            Self::Cancelled => "cancelled",
+            Self::Io { .. } | Self::Deadline { .. } | Self::Bug(_) => "failed",
+        }
+    }
+}
+
+impl From<EnterError> for EngineError {
+    fn from(error: EnterError) -> Self {
+        match error {
+            EnterError::Stopping(StopReason::Cancelled) => Self::Cancelled,
+            EnterError::Stopping(StopReason::Deadline { state, limit }) => {
+                Self::Deadline { state: state.to_string(), limit: format!("{limit:?}") }
+            }
+            EnterError::Illegal { .. } => Self::Bug(error.to_string()),
+        }
+    }
+}
+
+fn repo_kind(error: &RepoError) -> &'static str {
+    match error {
+        RepoError::NotARepository => "no-repository",
+        RepoError::WrongPassphrase { .. } | RepoError::PassphraseNeeded => "passphrase",
+        RepoError::Occupied { .. } | RepoError::NotEncrypted | RepoError::Invalid(_) => "usage",
+        RepoError::Damaged { .. } | RepoError::ChunkLost { .. } | RepoError::Inconsistent { .. } => "damaged",
+        RepoError::NoSpace { .. } => "no-space",
+        RepoError::PermissionDenied { .. } => "permission",
+        RepoError::Ambiguous { .. } | RepoError::NotFound { .. } => "no-backup",
+        RepoError::Cancelled => "cancelled",
+        _ => "failed",
+    }
+}

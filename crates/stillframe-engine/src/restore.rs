@@ -1,0 +1,437 @@
+//! `restore`: one backup → a directory that appears whole or not at all.
+
+use std::collections::BTreeMap;
+use std::fs::{DirBuilder, File, OpenOptions};
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::{DirBuilderExt, FileExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use futures::StreamExt;
+use futures::stream::FuturesUnordered;
+use jiff::Timestamp;
+use rustix::fs::{Mode, OFlags};
+use stillframe_capture::{Engine, SNAPSHOT_FILE, Snapshot, rewrite_wal_dir};
+use stillframe_jobs::{Job, Phase, Progress};
+use stillframe_repo::{
+    BackupId, ContentRef, FileEntry, FileKind, Manifest, Repository, SourceForm, SourceManifest,
+};
+use stillframe_storage::{
+    Attributes, PublishError, RelativePath, StagingDir, failpoint, sweep_leftovers, sync_filesystem,
+};
+
+use crate::{EngineError, Event, Surroundings};
+
+/// `snapshot.json` of a source with millions of files.
+const MAX_DESCRIPTION: u64 = 4 << 30;
+
+/// Files that are filled at the same time. Each reads ahead by itself, so this is for many small ones.
+const FILES_AT_ONCE: usize = 4;
+
+/// Writing less than this takes less time than handing it to another thread.
+const WORTH_A_THREAD: usize = 256 << 10;
+
+/// What to bring back, and where to.
+#[derive(Debug, Clone)]
+pub struct RestoreOptions {
+    /// Absent or an empty directory.
+    pub target: PathBuf,
+    /// Only this source; all of them otherwise.
+    pub source: Option<String>,
+    /// New names, by old name, for sources (where several are restored) and named directories. `.` as the new name of a
+    /// named directory is the main one.
+    pub map: BTreeMap<String, String>,
+}
+
+/// What was brought back.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct RestoreOutcome {
+    /// Files, links and directories.
+    pub files: u64,
+    /// Bytes of files.
+    pub bytes: u64,
+    /// What the user must know to open it: options to set, one sentence each.
+    pub remarks: Vec<String>,
+}
+
+/// Where the parts of one source go below the target.
+struct Layout {
+    /// Below the target; empty when the target itself is the source's directory.
+    base: PathBuf,
+    /// By named directory, below `base`.
+    named: BTreeMap<String, PathBuf>,
+}
+
+impl Layout {
+    fn place(&self, entry: &FileEntry) -> PathBuf {
+        let dir =
+            self.named.get(&entry.directory).map_or_else(|| self.base.clone(), |dir| self.base.join(dir));
+        entry.path.below(&dir)
+    }
+}
+
+/// Restores into staging beside the target, and renames.
+pub async fn restore(
+    repo: &Repository,
+    backup: BackupId,
+    options: &RestoreOptions,
+    job: &Job,
+    surroundings: &Surroundings,
+) -> Result<RestoreOutcome, EngineError> {
+    let manifest = repo.manifest(backup).await?;
+    let target =
+        std::path::absolute(&options.target).map_err(EngineError::io("restore to", &options.target))?;
+    refuse_occupied(&target)?;
+    let chosen = choose(&manifest, options)?;
+    let parent = target.parent().ok_or_else(|| EngineError::Occupied(target.clone()))?;
+    std::fs::create_dir_all(parent).map_err(EngineError::io("create", parent))?;
+    surroundings.tell(Event::Staging(parent.to_owned()));
+    if let Err(error) = sweep_leftovers(parent) {
+        tracing::debug!(parent = %parent.display(), %error, "leftovers could not be looked for");
+    }
+    let staging = StagingDir::create(parent, &(surroundings.random_name)())
+        .map_err(EngineError::io("make a staging directory in", parent))?;
+    job.enter(Phase::Transferring)?;
+    let outcome = restore_chosen(repo, &chosen, options, staging.path(), &target, job, surroundings).await?;
+    job.enter(Phase::Sealing)?;
+    let sealed = tokio::task::spawn_blocking(move || -> Result<(), EngineError> {
+        sync_filesystem(staging.path()).map_err(EngineError::io("make durable", staging.path()))?;
+        failpoint("restore::synced");
+        staging.publish(&target).map_err(|error| match error {
+            PublishError::Occupied(path) => EngineError::Occupied(path),
+            PublishError::Io { path, source } => EngineError::io("publish", &path)(source),
+        })
+    });
+    sealed.await.map_err(|_| EngineError::Bug("publishing panicked".into()))??;
+    Ok(outcome)
+}
+
+/// Restores into `dir`, which is made, in place: for a look at it, not to keep it.
+pub(crate) async fn restore_into(
+    repo: &Repository,
+    manifest: &Manifest,
+    options: &RestoreOptions,
+    dir: &Path,
+    job: &Job,
+    surroundings: &Surroundings,
+) -> Result<RestoreOutcome, EngineError> {
+    let chosen = choose(manifest, options)?;
+    restore_chosen(repo, &chosen, options, dir, dir, job, surroundings).await
+}
+
+async fn restore_chosen(
+    repo: &Repository,
+    chosen: &[&SourceManifest],
+    options: &RestoreOptions,
+    staging: &Path,
+    target: &Path,
+    job: &Job,
+    surroundings: &Surroundings,
+) -> Result<RestoreOutcome, EngineError> {
+    let mut outcome = RestoreOutcome::default();
+    let meter = Meter::new(chosen, job, surroundings);
+    let into = Into { repo, staging, target, options, alone: chosen.len() == 1 };
+    for source in chosen {
+        restore_source(&into, source, &meter, &mut outcome).await?;
+    }
+    Ok(outcome)
+}
+
+fn refuse_occupied(target: &Path) -> Result<(), EngineError> {
+    match std::fs::read_dir(target) {
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(()),
+        Err(error) if error.kind() == std::io::ErrorKind::NotADirectory => {
+            Err(EngineError::Occupied(target.to_owned()))
+        }
+        Err(error) => Err(EngineError::io("open", target)(error)),
+        Ok(mut entries) => match entries.next() {
+            None => Ok(()),
+            Some(_) => Err(EngineError::Occupied(target.to_owned())),
+        },
+    }
+}
+
+fn choose<'a>(
+    manifest: &'a Manifest,
+    options: &RestoreOptions,
+) -> Result<Vec<&'a SourceManifest>, EngineError> {
+    let names =
+        || manifest.draft.sources.iter().map(|source| source.name.as_str()).collect::<Vec<_>>().join(", ");
+    let chosen: Vec<&SourceManifest> = match &options.source {
+        None => manifest.draft.sources.iter().collect(),
+        Some(name) => manifest.draft.sources.iter().filter(|source| source.name == *name).collect(),
+    };
+    if chosen.is_empty() {
+        let asked = options.source.as_deref().unwrap_or_default();
+        return Err(EngineError::Usage(format!("the backup has no source {asked:?}; it has: {}", names())));
+    }
+    if let Some(records) = chosen.iter().find(|source| source.form != SourceForm::Image) {
+        let name = &records.name;
+        return Err(EngineError::Usage(format!(
+            "{name} is not an image: it can only be restored into a store"
+        )));
+    }
+    Ok(chosen)
+}
+
+/// What stays the same for all sources of one restore.
+struct Into<'a> {
+    repo: &'a Repository,
+    staging: &'a Path,
+    target: &'a Path,
+    options: &'a RestoreOptions,
+    alone: bool,
+}
+
+async fn restore_source(
+    into: &Into<'_>,
+    source: &SourceManifest,
+    meter: &Meter<'_>,
+    outcome: &mut RestoreOutcome,
+) -> Result<(), EngineError> {
+    let description = into.repo.read_content(source.snapshot, MAX_DESCRIPTION).await?;
+    let snapshot: Snapshot = serde_json::from_slice(&description).map_err(|error| {
+        EngineError::Unsound(format!("{SNAPSHOT_FILE} of {} cannot be read: {error}", source.name))
+    })?;
+    let layout = lay_out(into, source, &snapshot)?;
+    let staged = into.staging.join(&layout.base);
+    DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(&staged)
+        .map_err(EngineError::io("create", &staged))?;
+    write_files(into, source, &layout, meter).await?;
+    failpoint("restore::written");
+    let rewritten = adapt_options(into, &snapshot, &layout, outcome)?;
+    set_attributes(into, source, &snapshot, &layout, rewritten.as_deref(), outcome).await
+}
+
+fn lay_out(into: &Into<'_>, source: &SourceManifest, snapshot: &Snapshot) -> Result<Layout, EngineError> {
+    let checked = |name: &str| -> Result<PathBuf, EngineError> {
+        let path: RelativePath =
+            name.parse().map_err(|error| EngineError::Usage(format!("--map: {error}")))?;
+        Ok(path.as_path().to_owned())
+    };
+    let mapped = |name: &str| into.options.map.get(name).map_or(name, String::as_str).to_owned();
+    let base = if into.alone { PathBuf::new() } else { checked(&mapped(&source.name))? };
+    let mut named = BTreeMap::new();
+    for directory in &snapshot.directories {
+        let new = mapped(&directory.name);
+        let place = if new == "." { PathBuf::new() } else { checked(&new)? };
+        named.insert(directory.name.clone(), place);
+    }
+    let known = |old: &String| named.contains_key(old) || (!into.alone && *old == source.name);
+    // With several sources another one may have it; a look at a backup maps what may be there.
+    if into.alone
+        && into.staging != into.target
+        && let Some(unknown) = into.options.map.keys().find(|old| !known(old))
+    {
+        let names: Vec<&str> = named.keys().map(String::as_str).collect();
+        let names = if names.is_empty() { "none".to_owned() } else { names.join(", ") };
+        return Err(EngineError::Usage(format!(
+            "--map: there is no directory {unknown:?}; named directories: {names}"
+        )));
+    }
+    Ok(Layout { base, named })
+}
+
+/// Creates directories and files, and fills the files, several at a time.
+async fn write_files(
+    into: &Into<'_>,
+    source: &SourceManifest,
+    layout: &Layout,
+    meter: &Meter<'_>,
+) -> Result<(), EngineError> {
+    let mut filling = FuturesUnordered::new();
+    let mut list = into.repo.files(source.files);
+    while let Some(entry) = list.next().await? {
+        let place = into.staging.join(layout.place(&entry));
+        let directory = match &entry.kind {
+            FileKind::Directory => Some(place.as_path()),
+            _ => place.parent(),
+        };
+        if let Some(directory) = directory {
+            let made = DirBuilder::new().recursive(true).mode(0o700).create(directory);
+            made.map_err(EngineError::io("create", directory))?;
+        }
+        // Links are made last of all: nothing is ever written through one.
+        if let FileKind::File { content } = entry.kind {
+            let file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&place);
+            let file = file.map_err(EngineError::io("create", &place))?;
+            filling.push(fill(into.repo, content, file, place, meter));
+        } else {
+            meter.add_file()?;
+        }
+        while filling.len() >= FILES_AT_ONCE {
+            filling.next().await.transpose()?;
+        }
+    }
+    while filling.next().await.transpose()?.is_some() {}
+    Ok(())
+}
+
+/// Brings the content of one file, which is checked chunk by chunk on the way.
+async fn fill(
+    repo: &Repository,
+    content: ContentRef,
+    file: File,
+    place: PathBuf,
+    meter: &Meter<'_>,
+) -> Result<(), EngineError> {
+    let file = Arc::new(file);
+    let mut reader = repo.content(content);
+    let mut offset = 0;
+    while let Some(bytes) = reader.next().await? {
+        let length = u64::try_from(bytes.len()).expect("a usize fits a u64");
+        let written = if bytes.len() < WORTH_A_THREAD {
+            file.write_all_at(&bytes, offset)
+        } else {
+            let file = Arc::clone(&file);
+            let written = tokio::task::spawn_blocking(move || file.write_all_at(&bytes, offset)).await;
+            written.map_err(|_| EngineError::Bug("writing a chunk panicked".into()))?
+        };
+        written.map_err(EngineError::io("write", &place))?;
+        offset += length;
+        meter.add_bytes(length)?;
+    }
+    meter.add_file()
+}
+
+/// A restored OPTIONS file must not name the live log directory. Returns the place of the file that was rewritten.
+fn adapt_options(
+    into: &Into<'_>,
+    snapshot: &Snapshot,
+    layout: &Layout,
+    outcome: &mut RestoreOutcome,
+) -> Result<Option<PathBuf>, EngineError> {
+    for directory in &snapshot.directories {
+        let place = layout.named.get(&directory.name).cloned().unwrap_or_default();
+        let place = into.target.join(&layout.base).join(place);
+        outcome.remarks.push(format!(
+            "files of {} are in {}: open the database with {} set to it",
+            directory.original.display(),
+            place.display(),
+            directory.option
+        ));
+    }
+    if snapshot.engine != Engine::RocksDb {
+        return Ok(None);
+    }
+    let Some(wal_dir) = layout.named.get("wal_dir").filter(|place| !place.as_os_str().is_empty()) else {
+        return Ok(None);
+    };
+    let new = into.target.join(&layout.base).join(wal_dir);
+    let staged = into.staging.join(&layout.base);
+    let rewritten = rewrite_wal_dir(&staged, &new)?;
+    Ok(rewritten)
+}
+
+/// Mode, owner (as root) and time of everything, once nothing in it is created any more: children before their directories.
+async fn set_attributes(
+    into: &Into<'_>,
+    source: &SourceManifest,
+    snapshot: &Snapshot,
+    layout: &Layout,
+    rewritten: Option<&Path>,
+    outcome: &mut RestoreOutcome,
+) -> Result<(), EngineError> {
+    let (mut directories, mut links) = (Vec::new(), Vec::new());
+    let mut list = into.repo.files(source.files);
+    while let Some(entry) = list.next().await? {
+        let place = into.staging.join(layout.place(&entry));
+        outcome.files += 1;
+        outcome.bytes += entry.size();
+        match &entry.kind {
+            FileKind::Symlink { target } => links.push((place, target.clone())),
+            FileKind::Directory => directories.push((place, entry)),
+            FileKind::File { content } => {
+                let file =
+                    OpenOptions::new().write(true).open(&place).map_err(EngineError::io("open", &place))?;
+                let length = file.metadata().map_err(EngineError::io("read", &place))?.len();
+                if length != content.length && rewritten != Some(place.as_path()) {
+                    let wanted = content.length;
+                    return Err(EngineError::Bug(format!(
+                        "{}: {length} bytes instead of {wanted}",
+                        place.display()
+                    )));
+                }
+                apply(&file, &place, &entry)?;
+            }
+        }
+    }
+    for (place, target) in links {
+        let target = std::ffi::OsStr::from_bytes(&target);
+        std::os::unix::fs::symlink(target, &place).map_err(EngineError::io("link", &place))?;
+    }
+    if let Some(like) = &snapshot.directory {
+        let staged = into.staging.join(&layout.base);
+        apply_to_directories(&staged, like)?;
+    }
+    for (place, entry) in directories.iter().rev() {
+        let dir = open_dir(place)?;
+        apply(&dir, place, entry)?;
+    }
+    Ok(())
+}
+
+/// Directories that were not recorded themselves are like the source's main one.
+fn apply_to_directories(dir: &Path, like: &Attributes) -> Result<(), EngineError> {
+    for entry in std::fs::read_dir(dir).map_err(EngineError::io("list", dir))? {
+        let entry = entry.map_err(EngineError::io("list", dir))?;
+        if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+            apply_to_directories(&entry.path(), like)?;
+        }
+    }
+    like.apply(&open_dir(dir)?).map_err(EngineError::io("set mode, owner and time of", dir))
+}
+
+/// Fails for anything that is not a directory itself, such as a link to one.
+fn open_dir(dir: &Path) -> Result<File, EngineError> {
+    let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let fd = rustix::fs::open(dir, flags, Mode::empty()).map_err(EngineError::io("open", dir))?;
+    Ok(File::from(fd))
+}
+
+fn apply(file: &File, place: &Path, entry: &FileEntry) -> Result<(), EngineError> {
+    let nanoseconds = i32::try_from(entry.mtime_nanos).unwrap_or(0);
+    let modified = Timestamp::new(entry.mtime, nanoseconds)
+        .map_err(|error| EngineError::Unsound(format!("{}: {error}", entry.display_path())))?;
+    let attributes = Attributes { mode: entry.mode, uid: entry.uid, gid: entry.gid, modified };
+    attributes.apply(file).map_err(EngineError::io("set mode, owner and time of", place))
+}
+
+/// Counts what is done, tells it, and notices a cancel.
+struct Meter<'a> {
+    job: &'a Job,
+    surroundings: &'a Surroundings,
+    progress: std::cell::Cell<Progress>,
+}
+
+impl<'a> Meter<'a> {
+    fn new(sources: &[&SourceManifest], job: &'a Job, surroundings: &'a Surroundings) -> Self {
+        let progress = Progress {
+            files_total: Some(sources.iter().map(|source| source.file_count).sum()),
+            bytes_total: Some(sources.iter().map(|source| source.bytes).sum()),
+            ..Progress::new(Phase::Transferring)
+        };
+        Self { job, surroundings, progress: std::cell::Cell::new(progress) }
+    }
+
+    fn add_bytes(&self, bytes: u64) -> Result<(), EngineError> {
+        let mut progress = self.progress.get();
+        progress.bytes_done += bytes;
+        self.tell(progress)
+    }
+
+    fn add_file(&self) -> Result<(), EngineError> {
+        let mut progress = self.progress.get();
+        progress.files_done += 1;
+        self.tell(progress)
+    }
+
+    fn tell(&self, progress: Progress) -> Result<(), EngineError> {
+        self.progress.set(progress);
+        self.surroundings.tell(Event::Progress(self.job.progress(&progress)));
+        if self.job.token().is_cancelled() { Err(EngineError::Cancelled) } else { Ok(()) }
+    }
+}

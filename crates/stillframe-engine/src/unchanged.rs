@@ -1,0 +1,164 @@
+//! Which files of an image need not be read, because an earlier backup provably holds them.
+
+use std::collections::hash_map::DefaultHasher;
+use std::hash::{Hash, Hasher};
+use std::os::unix::fs::FileExt;
+
+use stillframe_capture::{Image, SnapshotFile};
+use stillframe_repo::{BackupId, ContentRef, FileEntry, FileKind, Manifest, Repository, SourceManifest};
+use tokio_util::sync::CancellationToken;
+
+use crate::base_hint::BaseHints;
+use crate::{EngineError, NamedSource};
+
+/// By file of the image's snapshot, in its order: the content that an earlier backup has of it.
+#[derive(Debug, Default)]
+pub(crate) struct Unchanged {
+    contents: Vec<Option<ContentRef>>,
+}
+
+impl Unchanged {
+    pub(crate) fn content(&self, index: usize) -> Option<&ContentRef> {
+        self.contents.get(index)?.as_ref()
+    }
+
+    pub(crate) fn count(&self) -> u64 {
+        u64::try_from(self.contents.iter().flatten().count()).expect("a usize fits a u64")
+    }
+
+    pub(crate) fn bytes(&self) -> u64 {
+        self.contents.iter().flatten().map(|content| content.length).sum()
+    }
+}
+
+/// The newest backup that has one of these sources in the same lineage: the one that is remembered, or, without memory, the one
+/// that a search finds.
+pub(crate) async fn find_base(
+    repo: &Repository,
+    hints: &BaseHints,
+    sources: &[NamedSource],
+    images: &[std::sync::Arc<Image>],
+) -> Result<Option<(BackupId, Manifest)>, EngineError> {
+    let lineages: Vec<&String> =
+        images.iter().filter_map(|image| image.snapshot().lineage.as_ref()).collect();
+    if lineages.is_empty() || sources.is_empty() {
+        return Ok(None);
+    }
+    let same =
+        |source: &SourceManifest| source.lineage.as_ref().is_some_and(|lineage| lineages.contains(&lineage));
+    let fits = |backup: &Manifest| backup.draft.sources.iter().any(same);
+    for remembered in lineages.iter().filter_map(|lineage| hints.read(lineage)) {
+        // One that is gone or damaged is as good as none.
+        if let Ok(backup) = repo.manifest(remembered).await
+            && fits(&backup)
+        {
+            return Ok(Some((remembered, backup)));
+        }
+    }
+    let newest = repo.backups().await?.readable.into_iter().rev().find(|backup| fits(backup));
+    Ok(newest.map(|backup| (backup.id, backup)))
+}
+
+/// Walks the image and the earlier backup's list of the same source side by side.
+pub(crate) async fn find_unchanged(
+    repo: &Repository,
+    image: &Image,
+    base: Option<&Manifest>,
+) -> Result<Unchanged, EngineError> {
+    let snapshot = image.snapshot();
+    let same = |source: &&SourceManifest| snapshot.lineage.is_some() && source.lineage == snapshot.lineage;
+    let Some(base) = base.and_then(|base| base.draft.sources.iter().find(same)) else {
+        return Ok(Unchanged::default());
+    };
+    let mut contents = vec![None; snapshot.files.len()];
+    let mut list = repo.files(base.files);
+    let mut theirs: Option<FileEntry> = list.next().await?;
+    for index in crate::create::list_order(&snapshot.files) {
+        let Some(ours) = snapshot.files.get(index) else { continue };
+        let key = crate::create::list_key(ours);
+        while theirs.as_ref().is_some_and(|theirs| theirs.key() < key) {
+            theirs = list.next().await?;
+        }
+        let Some(entry) = theirs.as_ref() else { break };
+        if entry.key() == key && is_same(ours, entry) {
+            *contents.get_mut(index).expect("one place for each file") = content_of(entry).copied();
+        }
+    }
+    Ok(Unchanged { contents })
+}
+
+fn content_of(entry: &FileEntry) -> Option<&ContentRef> {
+    match &entry.kind {
+        FileKind::File { content } => Some(content),
+        FileKind::Directory | FileKind::Symlink { .. } => None,
+    }
+}
+
+fn is_same(ours: &SnapshotFile, theirs: &FileEntry) -> bool {
+    let Some(identity) = &ours.identity else { return false };
+    theirs.identity.as_deref() == Some(identity.as_bytes())
+        && ours.size == theirs.size()
+        && content_of(theirs).is_some_and(|content| content.length == ours.size)
+}
+
+/// Reads one chunk in a thousand unchanged files, at least one, and compares it with what the earlier backup has. `Err` names
+/// the file where they differ: then nothing of that lineage is to be trusted.
+pub(crate) async fn check_sample(
+    repo: &Repository,
+    image: &Image,
+    unchanged: &Unchanged,
+    seed: &str,
+    cancel: &CancellationToken,
+) -> Result<Result<(), String>, EngineError> {
+    let mut sample: Vec<usize> = Vec::new();
+    let mut least: Option<(u64, usize)> = None;
+    for index in
+        (0..unchanged.contents.len()).filter(|&index| unchanged.content(index).is_some_and(|c| c.length > 0))
+    {
+        let draw = draw(seed, index);
+        if draw.is_multiple_of(1000) {
+            sample.push(index);
+        }
+        if least.is_none_or(|(lowest, _)| draw < lowest) {
+            least = Some((draw, index));
+        }
+    }
+    if sample.is_empty() {
+        sample.extend(least.map(|(_, index)| index));
+    }
+    for index in sample {
+        if cancel.is_cancelled() {
+            return Err(EngineError::Cancelled);
+        }
+        let (Some(file), Some(content)) = (image.snapshot().files.get(index), unchanged.content(index))
+        else {
+            continue;
+        };
+        let mut chunks = repo.leaves(*content);
+        let mut offset = 0;
+        // Any chunk will do; the last that is reached within the first few keeps the walk short for huge files.
+        let stop = draw(seed, index) / 1000 % 8;
+        let mut chosen = None;
+        for _ in 0..=stop {
+            let Some(chunk) = chunks.next().await? else { break };
+            chosen = Some((offset, chunk));
+            offset += chunk.length;
+        }
+        let Some((offset, chunk)) = chosen else { continue };
+        let length = usize::try_from(chunk.length)
+            .map_err(|_| EngineError::Bug("a chunk of more than a usize".into()))?;
+        let mut bytes = vec![0; length];
+        let here = image.open(&file.path)?;
+        here.read_exact_at(&mut bytes, offset).map_err(EngineError::io("read", file.path.as_path()))?;
+        if *repo.read_chunk(&chunk.id).await? != *bytes {
+            return Ok(Err(file.path.to_string()));
+        }
+    }
+    Ok(Ok(()))
+}
+
+fn draw(seed: &str, index: usize) -> u64 {
+    let mut hasher = DefaultHasher::new();
+    (seed, index).hash(&mut hasher);
+    hasher.finish()
+}

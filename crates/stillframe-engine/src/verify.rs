@@ -1,0 +1,162 @@
+//! `verify`: can this backup be restored?
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use stillframe_capture::{Engine, validate};
+use stillframe_jobs::{Job, Phase, Progress};
+use stillframe_repo::{
+    BackupId, Finding, Manifest, Repository, SourceForm, VerifyLevel, VerifyOptions as RepoOptions,
+    VerifyReport,
+};
+use stillframe_storage::StagingDir;
+
+use crate::restore::{RestoreOptions, restore_into};
+use crate::{EngineError, Event, Surroundings};
+
+/// How deep to look. Each level holds the ones before it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Level {
+    /// Every object that the backup needs is there.
+    Exists,
+    /// The stored bytes are as they were written.
+    Hash,
+    /// Every chunk decrypts to its content.
+    Decrypt,
+    /// The restored databases pass their engines' checks.
+    Open,
+}
+
+/// What to verify, and how.
+#[derive(Debug, Clone)]
+pub struct VerifyOptions {
+    /// How deep to look.
+    pub level: Level,
+    /// For [`Level::Open`]: where to restore to for the check. It needs the room of the whole backup.
+    pub staging: PathBuf,
+}
+
+/// What was looked at, and what is wrong.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct VerifyOutcome {
+    /// Files of the backup.
+    pub files: u64,
+    /// Bytes of the backup.
+    pub bytes: u64,
+    /// Packs that it needs.
+    pub packs: u64,
+    /// One sentence for each thing that is wrong; empty: sound, as far as the level looks.
+    pub damage: Vec<String>,
+}
+
+/// Looks at one backup. Damage is an outcome, not an error; an error means that it could not be looked at to the end.
+pub async fn verify(
+    repo: &Repository,
+    backup: BackupId,
+    options: &VerifyOptions,
+    job: &Job,
+    surroundings: &Surroundings,
+) -> Result<VerifyOutcome, EngineError> {
+    let manifest = repo.manifest(backup).await?;
+    job.enter(Phase::Transferring)?;
+    let level = match options.level {
+        Level::Exists => VerifyLevel::Exists,
+        Level::Hash => VerifyLevel::Hash,
+        Level::Decrypt | Level::Open => VerifyLevel::Decrypt,
+    };
+    let report = look(repo, backup, level, job, surroundings).await?;
+    let mut damage: Vec<String> = report.findings.iter().map(sentence).collect();
+    if report.findings_omitted > 0 {
+        damage.push(format!("and {} more", report.findings_omitted));
+    }
+    let mut outcome = VerifyOutcome { files: report.files, bytes: report.bytes, packs: report.packs, damage };
+    if options.level == Level::Open && outcome.damage.is_empty() {
+        outcome.damage = open_each(repo, &manifest, options, job, surroundings).await?;
+    }
+    Ok(outcome)
+}
+
+async fn look(
+    repo: &Repository,
+    backup: BackupId,
+    level: VerifyLevel,
+    job: &Job,
+    surroundings: &Surroundings,
+) -> Result<VerifyReport, EngineError> {
+    let (sender, mut progress) = tokio::sync::mpsc::unbounded_channel();
+    let options = RepoOptions {
+        cancel: job.token().clone(),
+        // Nobody listens any more when the job is over.
+        progress: Some(Arc::new(move |done| sender.send(done).unwrap_or(()))),
+        ..RepoOptions::new(level)
+    };
+    let work = async {
+        let report = repo.verify(backup, &options).await;
+        drop(options);
+        report
+    };
+    let listen = async {
+        while let Some(done) = progress.recv().await {
+            let progress = Progress {
+                files_done: done.files,
+                files_total: Some(done.files_total),
+                bytes_done: done.bytes,
+                bytes_total: (done.bytes_total > 0).then_some(done.bytes_total),
+                ..Progress::new(Phase::Transferring)
+            };
+            surroundings.tell(Event::Progress(job.progress(&progress)));
+        }
+    };
+    let (report, ()) = tokio::join!(work, listen);
+    Ok(report?)
+}
+
+fn sentence(finding: &Finding) -> String {
+    let mut text = format!("{}: {}", finding.object, finding.why);
+    match (&finding.source, &finding.file) {
+        (Some(source), Some(file)) => text = format!("{source}: {file}: {text}"),
+        (Some(source), None) => text = format!("{source}: {text}"),
+        (None, _) => {}
+    }
+    if let Some(offset) = finding.offset {
+        text = format!("{text} (lost from byte {offset})");
+    }
+    text
+}
+
+/// Restores each source into staging and lets its engine's profile check it there.
+async fn open_each(
+    repo: &Repository,
+    manifest: &Manifest,
+    options: &VerifyOptions,
+    job: &Job,
+    surroundings: &Surroundings,
+) -> Result<Vec<String>, EngineError> {
+    let mut damage = Vec::new();
+    for source in manifest.draft.sources.iter().filter(|source| source.form == SourceForm::Image) {
+        surroundings.tell(Event::Staging(options.staging.clone()));
+        let staging = StagingDir::create(&options.staging, &(surroundings.random_name)())
+            .map_err(EngineError::io("make a staging directory in", &options.staging))?;
+        let target = staging.path().join("restored");
+        // As the engine wants an image: logs in the main directory.
+        let map = [("wal_dir".to_owned(), ".".to_owned())].into();
+        let restored = RestoreOptions { target: target.clone(), source: Some(source.name.clone()), map };
+        restore_into(repo, manifest, &restored, &target, job, surroundings).await?;
+        let engine: Engine = match format!("{}:x", source.engine).parse::<stillframe_capture::Source>() {
+            Ok(source) => source.engine,
+            Err(_) => {
+                damage.push(format!(
+                    "{}: engine {:?} is not known to this version",
+                    source.name, source.engine
+                ));
+                continue;
+            }
+        };
+        let checked = tokio::task::spawn_blocking(move || validate(engine, &target)).await;
+        match checked.map_err(|_| EngineError::Bug("the validation panicked".into()))? {
+            Ok(report) => report.remarks.into_iter().for_each(|remark| surroundings.warn(remark)),
+            Err(error) => damage.push(format!("{}: {error}", source.name)),
+        }
+    }
+    Ok(damage)
+}

@@ -1,0 +1,83 @@
+//! Threads for work that keeps a processor busy, within the share that a job may take.
+
+use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::sync::{Arc, Mutex};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use stillframe_jobs::CpuShare;
+use stillframe_storage::Clock;
+use tokio::sync::oneshot;
+
+type Task = Box<dyn FnOnce() + Send>;
+
+/// A fixed number of threads at one priority. Dropping it waits for what runs.
+pub(crate) struct Workers {
+    queue: Option<SyncSender<Task>>,
+    threads: Vec<JoinHandle<()>>,
+    count: usize,
+}
+
+impl Workers {
+    pub(crate) fn start(share: CpuShare, clock: &Arc<dyn Clock>) -> Self {
+        let count = share.workers().get();
+        // As deep as callers keep tasks in flight, so that handing one over never blocks the runtime for long.
+        let (queue, tasks) = sync_channel::<Task>(4 * count);
+        let tasks = Arc::new(Mutex::new(tasks));
+        let threads = (0..count)
+            .map(|_| {
+                let (tasks, clock) = (Arc::clone(&tasks), Arc::clone(clock));
+                std::thread::spawn(move || work(share, &tasks, clock.as_ref()))
+            })
+            .collect();
+        Self { queue: Some(queue), threads, count }
+    }
+
+    /// How many tasks to keep in flight: one for each thread and one waiting.
+    pub(crate) fn in_flight(&self) -> usize {
+        self.count + 1
+    }
+
+    /// Runs `task` on one of the threads. `None` if it panicked.
+    pub(crate) async fn run<T: Send + 'static>(
+        &self,
+        task: impl FnOnce() -> T + Send + 'static,
+    ) -> Option<T> {
+        let (reply, result) = oneshot::channel();
+        let task: Task = Box::new(move || {
+            // Nobody waits any more when the job was cancelled: then the result is of no use.
+            let _ = reply.send(task());
+        });
+        self.queue.as_ref()?.send(task).ok()?;
+        result.await.ok()
+    }
+}
+
+fn work(share: CpuShare, tasks: &Mutex<Receiver<Task>>, clock: &dyn Clock) {
+    share.apply_to_this_thread();
+    loop {
+        let task = match tasks.lock() {
+            Ok(tasks) => tasks.recv(),
+            Err(_) => return,
+        };
+        let Ok(task) = task else { return };
+        let began = clock.monotonic();
+        if std::panic::catch_unwind(std::panic::AssertUnwindSafe(task)).is_err() {
+            tracing::error!("a task ended in a panic; the job that waits for it fails");
+        }
+        let rest = share.rest_after(clock.monotonic().saturating_sub(began));
+        if rest > Duration::from_micros(50) {
+            std::thread::sleep(rest);
+        }
+    }
+}
+
+impl Drop for Workers {
+    fn drop(&mut self) {
+        self.queue = None;
+        for thread in self.threads.drain(..) {
+            // A panicking task was caught inside; the thread itself has none.
+            let _ = thread.join();
+        }
+    }
+}

@@ -1,0 +1,7 @@
+//! The engine's tests: one program, so that they share the house.
+
+#![allow(clippy::unwrap_used, reason = "a test ends there")]
+
+mod hostile;
+mod house;
+mod verbs;

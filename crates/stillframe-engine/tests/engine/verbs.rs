@@ -1,0 +1,305 @@
+//! The verbs on real databases and files, with a repository in memory that fails when it is told to.
+
+use std::os::unix::fs::{PermissionsExt, symlink};
+use std::path::Path;
+use std::time::{Duration, SystemTime};
+
+use crate::house::House;
+use stillframe_engine::create::{create, plan};
+use stillframe_engine::restore::{RestoreOptions, restore};
+use stillframe_engine::verify::Level;
+use stillframe_engine::{EngineError, Reserve};
+use stillframe_storage::SystemClock;
+use stillframe_testkit::{
+    Content, Detail, Effect, Fault, FjallLoad, Inventory, Operation, SqliteLoad, Stop, tree_digest,
+    write_files,
+};
+
+/// A tree with everything that a tree can have.
+fn make_tree(dir: &Path) {
+    std::fs::create_dir_all(dir.join("deep/er")).unwrap();
+    std::fs::create_dir(dir.join("empty")).unwrap();
+    std::fs::write(dir.join("nothing"), "").unwrap();
+    std::fs::write(dir.join("deep/er/small"), "small").unwrap();
+    std::fs::write(dir.join("deep/large"), Content::new(7, 0.5).bytes(9 << 20)).unwrap();
+    std::fs::write(dir.join("name with\nnewline \\ and ünïcode"), "x").unwrap();
+    symlink("/nowhere/../outside", dir.join("link")).unwrap();
+    std::fs::set_permissions(dir.join("deep/large"), std::fs::Permissions::from_mode(0o640)).unwrap();
+    std::fs::set_permissions(dir.join("empty"), std::fs::Permissions::from_mode(0o511)).unwrap();
+    std::fs::set_permissions(dir, std::fs::Permissions::from_mode(0o750)).unwrap();
+    let then = SystemTime::UNIX_EPOCH + Duration::new(1_000_000_000, 123_456_789);
+    for file in ["nothing", "deep/er/small", "deep/large"] {
+        std::fs::File::options().write(true).open(dir.join(file)).unwrap().set_modified(then).unwrap();
+    }
+    for dir in [dir.join("deep/er"), dir.join("deep"), dir.join("empty"), dir.to_owned()] {
+        std::fs::File::open(dir).unwrap().set_modified(then).unwrap();
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_tree_comes_back_with_names_bytes_modes_and_times() {
+    let house = House::new().await;
+    let tree = house.data("tree");
+    make_tree(&tree);
+    let outcome = house.back_up(&[&format!("files:{}", tree.display())]).await.unwrap();
+    let back = house.out("back");
+    house.restore(outcome.id, &back).await.unwrap();
+    let digest = |dir: &Path| tree_digest(dir, Detail::ModesAndTimes).unwrap();
+    assert_eq!(digest(&back), digest(&tree));
+    assert_eq!(std::fs::read_link(back.join("link")).unwrap(), Path::new("/nowhere/../outside"));
+    assert_eq!(house.left_behind(), Vec::<std::path::PathBuf>::new());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn databases_come_back_row_for_row_and_what_is_unchanged_is_not_read_again() {
+    let house = House::new().await;
+    let (kv, app) = (house.data("kv"), house.data("app.db"));
+    let clock = SystemClock::new();
+    let (fjall, sqlite) = (FjallLoad::default(), SqliteLoad::default());
+    fjall.write(&kv, &house.out("kv.ledger"), &Stop::at(2000), &clock).unwrap();
+    sqlite.write(&app, &house.out("app.ledger"), &Stop::at(200), &clock).unwrap();
+    let sources = [format!("fjall:{}", kv.display()), format!("sqlite:{}", app.display())];
+    let sources: Vec<&str> = sources.iter().map(String::as_str).collect();
+    let before = Inventory::of(&kv).unwrap();
+
+    let first = house.back_up(&sources).await.unwrap();
+    let second = house.back_up(&sources).await.unwrap();
+    assert!(second.statistics.bytes_taken_over > 0, "{:?}", second.statistics);
+    assert!(second.statistics.bytes_new < first.statistics.bytes_new / 20, "{:?}", second.statistics);
+    let dry = plan(&house.repo, &house.options(&sources), &house.job(), &house.surroundings).await.unwrap();
+    assert_eq!(dry.base, Some(second.id));
+    assert!(dry.sources[0].unchanged_files > 0 && dry.sources[1].unchanged_files == 0, "{dry:?}");
+    assert_eq!(house.repo.backups().await.unwrap().readable.len(), 2, "a dry run writes no backup");
+    let changes = Inventory::of(&kv).unwrap().changes_beside_links(&before);
+    assert!(changes.is_empty(), "the source was touched: {changes:?}");
+
+    let scratch = house.out("scratch");
+    std::fs::create_dir(&scratch).unwrap();
+    for (name, id) in [("one", first.id), ("two", second.id)] {
+        for level in [Level::Exists, Level::Hash, Level::Decrypt, Level::Open] {
+            let found = house.verify(id, level).await.unwrap();
+            assert!(found.damage.is_empty() && found.files > 0, "{level:?}: {:?}", found.damage);
+        }
+        let back = house.out(name);
+        house.restore(id, &back).await.unwrap();
+        assert_eq!(fjall.check(&back.join("kv"), &scratch).unwrap(), 2000);
+        assert_eq!(sqlite.check(&back.join("app.db/app.db"), &scratch).unwrap(), 200);
+    }
+    assert_eq!(house.left_behind(), Vec::<std::path::PathBuf>::new());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_backup_reads_as_many_manifests_after_forty_backups_as_after_two() {
+    let house = House::new().await;
+    let kv = house.data("kv");
+    let load = FjallLoad { memtable_bytes: 64 << 10, ..FjallLoad::default() };
+    load.write(&kv, &house.out("ledger"), &Stop::at(500), &SystemClock::new()).unwrap();
+    let source = format!("fjall:{}", kv.display());
+    let mut reads = Vec::new();
+    for _ in 0..40 {
+        let before = house.store.log().len();
+        let outcome = house.back_up(&[&source]).await.unwrap();
+        assert!(outcome.statistics.bytes_taken_over > 0 || reads.is_empty());
+        let log = house.store.log();
+        reads.push(
+            log[before..]
+                .iter()
+                .filter(|(what, name)| *what == Operation::Get && name.starts_with("manifests/"))
+                .count(),
+        );
+    }
+    assert_eq!(reads[2], reads[39], "{reads:?}");
+    // Without the memory the newest one is searched for, and found.
+    std::fs::remove_dir_all(house.out("cache/bases")).unwrap();
+    assert!(house.back_up(&[&source]).await.unwrap().statistics.bytes_taken_over > 0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn tables_that_lie_about_being_unchanged_are_found_out() {
+    let house = House::new().await;
+    let kv = house.data("kv");
+    let load = FjallLoad { memtable_bytes: 64 << 10, ..FjallLoad::default() };
+    load.write(&kv, &house.out("ledger"), &Stop::at(3000), &SystemClock::new()).unwrap();
+    let source = format!("fjall:{}", kv.display());
+    house.back_up(&[&source]).await.unwrap();
+    // Same names, sizes and pointers, other bytes: no identity shows it, only reading does.
+    let mut changed = 0;
+    for keyspace in std::fs::read_dir(kv.join("keyspaces")).unwrap() {
+        let keyspace = keyspace.unwrap().path();
+        if keyspace.ends_with("0") {
+            continue;
+        }
+        for table in std::fs::read_dir(keyspace.join("tables")).unwrap() {
+            let path = table.unwrap().path();
+            let mut bytes = std::fs::read(&path).unwrap();
+            bytes.iter_mut().for_each(|byte| *byte ^= 0x55);
+            std::fs::write(&path, bytes).unwrap();
+            changed += 1;
+        }
+    }
+    assert!(changed > 0);
+    let again = house.back_up(&[&source]).await.unwrap();
+    let warnings = house.warnings.lock().unwrap().join("\n");
+    assert!(warnings.contains("claims to be unchanged and is not"), "{warnings}");
+    assert_eq!(again.statistics.bytes_taken_over, 0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn whatever_store_operation_fails_no_backup_looks_whole_that_is_not() {
+    let house = House::new().await;
+    let tree = house.data("tree");
+    write_files(&tree, 12, 400 << 10, 3, 1.0).unwrap();
+    let source = format!("files:{}", tree.display());
+    let whole = tree_digest(&tree, Detail::Content).unwrap();
+    let start = house.store.log().len();
+    let first = house.back_up(&[&source]).await.unwrap();
+    let operations = u64::try_from(house.store.log().len() - start).unwrap();
+    let mut failed = 0;
+    for effect in [Effect::FailBefore, Effect::FailAfter] {
+        for number in 1..=operations {
+            std::fs::write(tree.join("changing"), format!("{effect:?} {number}").repeat(9000)).unwrap();
+            house.store.inject(Fault::nth(number, effect));
+            let result = house.back_up(&[&source]).await;
+            house.store.heal();
+            failed += u32::from(result.is_err());
+            let elsewhere = house.opened_elsewhere().await;
+            let backups = elsewhere.backups().await.unwrap();
+            assert!(backups.unreadable.is_empty(), "{effect:?} {number}: {:?}", backups.unreadable);
+            if let Ok(outcome) = &result {
+                assert!(backups.readable.iter().any(|backup| backup.id == outcome.id), "{effect:?} {number}");
+            }
+            let newest = backups.readable.last().unwrap().id;
+            let found = house.verify(newest, Level::Decrypt).await.unwrap();
+            assert!(found.damage.is_empty(), "{effect:?} {number}: {:?}", found.damage);
+        }
+    }
+    assert!(
+        failed > u32::try_from(operations).unwrap() / 2,
+        "the faults were felt: {failed} of {operations}"
+    );
+    std::fs::remove_file(tree.join("changing")).unwrap();
+    let back = house.out("back");
+    house.restore(first.id, &back).await.unwrap();
+    assert_eq!(tree_digest(&back, Detail::Content).unwrap(), whole);
+    assert_eq!(house.left_behind(), Vec::<std::path::PathBuf>::new());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_full_repository_is_named_and_the_next_run_uses_what_was_uploaded() {
+    let house = House::new().await;
+    let tree = house.data("tree");
+    write_files(&tree, 8, 1 << 20, 5, 1.0).unwrap();
+    let source = format!("files:{}", tree.display());
+    house.store.limit_space(Some(5 << 20));
+    let error = house.back_up(&[&source]).await.unwrap_err();
+    assert_eq!(error.kind(), "no-space", "{error}");
+    assert!(house.repo.backups().await.unwrap().readable.is_empty());
+    house.store.heal();
+    let outcome = house.back_up(&[&source]).await.unwrap();
+    assert!(
+        outcome.statistics.bytes_new < 6 << 20,
+        "what was there is not sent again: {:?}",
+        outcome.statistics
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_cancelled_backup_leaves_no_backup_and_no_pins_behind() {
+    let house = House::new().await;
+    let tree = house.data("tree");
+    write_files(&tree, 20, 1 << 20, 5, 1.0).unwrap();
+    let source = format!("files:{}", tree.display());
+    let before = Inventory::of(&tree).unwrap();
+    let job = house.job();
+    let canceller = job.canceller();
+    let options = house.options(&[&source]);
+    let work = create(&house.repo, &options, &job, &house.surroundings);
+    let cancel = async {
+        // In the middle: when the first packs have arrived.
+        while house.store.log().iter().filter(|(_, name)| name.starts_with("packs/")).count() < 3 {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+        canceller.cancel();
+    };
+    let (result, ()) = tokio::join!(work, cancel);
+    assert_eq!(result.unwrap_err().kind(), "cancelled");
+    assert!(house.opened_elsewhere().await.backups().await.unwrap().readable.is_empty());
+    assert_eq!(house.left_behind(), Vec::<std::path::PathBuf>::new());
+    assert!(Inventory::of(&tree).unwrap().changes_beside_links(&before).is_empty());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn below_the_reserve_nothing_is_captured() {
+    let house = House::new().await;
+    let tree = house.data("tree");
+    write_files(&tree, 1, 1000, 5, 1.0).unwrap();
+    let mut options = house.options(&[&format!("files:{}", tree.display())]);
+    options.reserve = Reserve::Percent(100);
+    let error = create(&house.repo, &options, &house.job(), &house.surroundings).await.unwrap_err();
+    assert!(matches!(error, EngineError::Reserve { .. }), "{error}");
+    assert!(error.to_string().contains("--reserve"), "{error}");
+    assert_eq!(house.left_behind(), Vec::<std::path::PathBuf>::new());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn restoring_touches_nothing_that_is_there() {
+    let house = House::new().await;
+    let tree = house.data("tree");
+    make_tree(&tree);
+    let outcome = house.back_up(&[&format!("files:{}", tree.display())]).await.unwrap();
+    let occupied = house.out("occupied");
+    std::fs::create_dir(&occupied).unwrap();
+    std::fs::write(occupied.join("precious"), "1").unwrap();
+    let error = house.restore(outcome.id, &occupied).await.unwrap_err();
+    assert!(matches!(error, EngineError::Occupied(_)), "{error}");
+    let file = house.out("file");
+    std::fs::write(&file, "1").unwrap();
+    assert!(matches!(house.restore(outcome.id, &file).await.unwrap_err(), EngineError::Occupied(_)));
+    assert_eq!(std::fs::read_dir(&occupied).unwrap().count(), 1);
+    let empty = house.out("new/empty");
+    house.restore(outcome.id, &empty).await.unwrap();
+    assert!(empty.join("deep/large").exists());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_failing_store_during_restore_leaves_no_half_directory() {
+    let house = House::new().await;
+    let tree = house.data("tree");
+    write_files(&tree, 6, 700 << 10, 9, 1.0).unwrap();
+    let outcome = house.back_up(&[&format!("files:{}", tree.display())]).await.unwrap();
+    let target = house.out("target");
+    for number in 1..200 {
+        house.store.inject(Fault::nth(number, Effect::FailBefore).forever());
+        let result = house.restore(outcome.id, &target).await;
+        house.store.heal();
+        if result.is_ok() {
+            assert!(number > 3, "the faults were felt");
+            assert_eq!(
+                tree_digest(&target, Detail::Content).unwrap(),
+                tree_digest(&tree, Detail::Content).unwrap()
+            );
+            return;
+        }
+        assert!(!target.exists(), "half a directory after operation {number} failed");
+        assert_eq!(house.left_behind(), Vec::<std::path::PathBuf>::new());
+    }
+    panic!("restore never succeeded");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_source_or_directory_that_is_not_there_is_named_with_those_that_are() {
+    let house = House::new().await;
+    let tree = house.data("tree");
+    make_tree(&tree);
+    let outcome = house.back_up(&[&format!("files:{}", tree.display())]).await.unwrap();
+    let mut options = RestoreOptions { target: house.out("t"), source: Some("kv".into()), map: [].into() };
+    let error =
+        restore(&house.repo, outcome.id, &options, &house.job(), &house.surroundings).await.unwrap_err();
+    assert!(error.to_string().contains("tree"), "{error}");
+    options.source = None;
+    options.map = [("wal_dir".to_owned(), "elsewhere".to_owned())].into();
+    let error =
+        restore(&house.repo, outcome.id, &options, &house.job(), &house.surroundings).await.unwrap_err();
+    assert!(error.to_string().contains("wal_dir"), "{error}");
+    assert!(!house.out("t").exists());
+}

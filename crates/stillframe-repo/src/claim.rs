@@ -1,0 +1,91 @@
+//! A note on this machine that a manifest was put and is not sealed yet, so that the next run finds what a killed one left.
+
+use std::fs::File;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use rustix::fs::{FlockOperation, flock};
+use stillframe_storage::sync_dir;
+
+use crate::BackupId;
+
+const DIRECTORY: &str = "unsealed";
+
+/// A file `unsealed/<manifest id>` below the repository's cache directory, locked for as long as its owner lives. The
+/// kernel lets go of the lock in whatever way the owner ends, so no clock and no process id is needed.
+#[derive(Debug)]
+pub(crate) struct Claim {
+    pub(crate) id: BackupId,
+    path: PathBuf,
+    /// `None`: the note could not be written; then a kill leaves a manifest that only an explicit wish removes.
+    lock: Option<File>,
+}
+
+impl Claim {
+    /// Written before the manifest is put.
+    pub(crate) fn new(cache_dir: &Path, id: BackupId) -> Self {
+        let directory = cache_dir.join(DIRECTORY);
+        let path = directory.join(id.to_string());
+        let lock = match Self::create(&directory, &path) {
+            Ok(file) => Some(file),
+            Err(error) => {
+                tracing::warn!(path = %path.display(), %error, "cannot note an unsealed backup");
+                None
+            }
+        };
+        Self { id, path, lock }
+    }
+
+    fn create(directory: &Path, path: &Path) -> io::Result<File> {
+        std::fs::create_dir_all(directory)?;
+        let file = File::options().write(true).create_new(true).open(path)?;
+        flock(&file, FlockOperation::NonBlockingLockExclusive)?;
+        // Who looked between creation and lock may have taken the note away: then it is not there, which is as if it
+        // could not be written.
+        if !path.exists() {
+            return Err(io::ErrorKind::NotFound.into());
+        }
+        sync_dir(directory)?;
+        Ok(file)
+    }
+
+    /// The manifest is sealed, or gone for certain.
+    pub(crate) fn settle(self) {
+        if self.lock.is_some() {
+            // What stays is settled by the next run.
+            let _ = std::fs::remove_file(&self.path);
+        }
+    }
+
+    /// Takes over the notes of owners that are gone.
+    pub(crate) fn of_the_dead(cache_dir: &Path) -> Vec<Self> {
+        let Ok(entries) = std::fs::read_dir(cache_dir.join(DIRECTORY)) else { return Vec::new() };
+        let claims = entries.filter_map(|entry| {
+            let path = entry.ok()?.path();
+            let id = path.file_name()?.to_str()?.parse().ok()?;
+            let lock = File::options().write(true).open(&path).ok()?;
+            flock(&lock, FlockOperation::NonBlockingLockExclusive).ok()?;
+            Some(Self { id, path, lock: Some(lock) })
+        });
+        claims.collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ObjectId;
+
+    #[test]
+    fn a_claim_of_a_living_owner_is_left_alone_and_a_dead_ones_is_found() {
+        let dir = tempfile::tempdir().unwrap();
+        let (alive, dead) = (ObjectId::random(), ObjectId::random());
+        let claim = Claim::new(dir.path(), alive);
+        drop(Claim::new(dir.path(), dead));
+        let found = Claim::of_the_dead(dir.path());
+        assert_eq!(found.iter().map(|claim| claim.id).collect::<Vec<_>>(), [dead]);
+        found.into_iter().for_each(Claim::settle);
+        claim.settle();
+        assert!(Claim::of_the_dead(dir.path()).is_empty());
+    }
+}

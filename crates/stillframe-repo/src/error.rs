@@ -1,0 +1,195 @@
+//! What can go wrong, by what the caller should do about it.
+
+use std::path::PathBuf;
+
+use stillframe_storage::object_store;
+
+/// Any failure of a repository operation.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// There is no repository at this place. Name another place, or make one.
+    #[error(
+        "there is no Stillframe repository here: stillframe.json is missing. Check the location, or make one with `repo init`"
+    )]
+    NotARepository,
+    /// A repository, or what is left of one, is where a new one was to be made. Choose another place.
+    #[error("cannot make a repository here: {found} is already there{}", if *.whole { "" } else { ", but stillframe.json is missing: a damaged repository is not written over" })]
+    Occupied {
+        /// The object that was found.
+        found: String,
+        /// Whether it is a whole repository.
+        whole: bool,
+    },
+    /// No key of the repository opens with this passphrase. Ask again.
+    #[error("wrong passphrase: none of the {keys} keys of this repository opens with it")]
+    WrongPassphrase {
+        /// How many were tried.
+        keys: usize,
+    },
+    /// The repository is encrypted and no passphrase was given.
+    #[error("this repository is encrypted: a passphrase is needed")]
+    PassphraseNeeded,
+    /// A passphrase was given for a repository that has no encryption. If it should have some, somebody changed it.
+    #[error(
+        "a passphrase was given, but this repository is not encrypted. If it should be, do not use it: somebody replaced its keys; if not, open it without a passphrase"
+    )]
+    NotEncrypted,
+    /// Written by a newer Stillframe. Use that one.
+    #[error("{object} has format {found}, this program reads up to {supported}: use a newer Stillframe")]
+    NewerFormat {
+        /// The object.
+        object: String,
+        /// Its format.
+        found: u64,
+        /// The newest that this version reads.
+        supported: u64,
+    },
+    /// The bytes of an object are not what was written. Verify the repository; other objects are not affected.
+    #[error("{object} is damaged: {why}")]
+    Damaged {
+        /// The object.
+        object: String,
+        /// What is wrong with it.
+        why: String,
+    },
+    /// A chunk cannot be had from any pack. What needs it cannot be read.
+    #[error("chunk {chunk} cannot be read: {why}")]
+    ChunkLost {
+        /// The chunk's id.
+        chunk: crate::ChunkId,
+        /// The packs that should have it.
+        packs: Vec<crate::PackId>,
+        /// Where it was looked for and what was found.
+        why: String,
+    },
+    /// The bytes of a tree or list contradict themselves, although the chunk that holds them is as it was written.
+    #[error("the {what} is inconsistent: {why}")]
+    Inconsistent {
+        /// What was being read.
+        what: &'static str,
+        /// The contradiction.
+        why: String,
+    },
+    /// The store has no room left. Free some and run again: what was uploaded is kept.
+    #[error(
+        "no space left in the repository while writing {object}: free some and run again, what was stored is used"
+    )]
+    NoSpace {
+        /// The object that did not fit.
+        object: String,
+    },
+    /// The store refuses access.
+    #[error("{object}: permission denied while trying to {doing}")]
+    PermissionDenied {
+        /// What was tried.
+        doing: &'static str,
+        /// The object.
+        object: String,
+        /// What the store said.
+        source: Box<object_store::Error>,
+    },
+    /// The store failed otherwise. Trying again may help.
+    #[error("{object}: cannot {doing}: {}", root_cause(.source))]
+    Store {
+        /// What was tried.
+        doing: &'static str,
+        /// The object.
+        object: String,
+        /// What the store said.
+        source: Box<object_store::Error>,
+    },
+    /// The repository was changed under this run in a way that it could not follow. Nothing is lost; run again.
+    #[error("given up, run again: {why}")]
+    GivenUp {
+        /// What happened.
+        why: String,
+    },
+    /// A name or id prefix fits several backups. Use one of the ids.
+    #[error("{name:?} fits several backups: {}", .ids.iter().map(ToString::to_string).collect::<Vec<_>>().join(", "))]
+    Ambiguous {
+        /// As given.
+        name: String,
+        /// The backups that it fits.
+        ids: Vec<crate::BackupId>,
+    },
+    /// No backup fits.
+    #[error("there is no backup {name:?} in this repository")]
+    NotFound {
+        /// As given.
+        name: String,
+    },
+    /// The caller's cancellation token was cancelled.
+    #[error("cancelled")]
+    Cancelled,
+    /// This write has failed already, elsewhere; that failure is the result of the whole write.
+    #[error("the write has stopped because another part of it failed")]
+    Stopped,
+    /// The local cache directory cannot be used, and nothing could be put in its place.
+    #[error("{path}: cannot use the index cache: {why}")]
+    Cache {
+        /// File or directory.
+        path: PathBuf,
+        /// What is wrong.
+        why: String,
+    },
+    /// The caller asked for something that cannot be.
+    #[error("{0}")]
+    Invalid(String),
+}
+
+/// The result of a repository operation.
+pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+impl Error {
+    pub(crate) fn damaged(object: &impl ToString, why: impl Into<String>) -> Self {
+        Self::Damaged { object: object.to_string(), why: why.into() }
+    }
+
+    pub(crate) fn inconsistent(what: &'static str, why: impl Into<String>) -> Self {
+        Self::Inconsistent { what, why: why.into() }
+    }
+
+    /// Sorts a failure of the store.
+    pub(crate) fn store(doing: &'static str, object: &impl ToString, source: object_store::Error) -> Self {
+        let object = object.to_string();
+        match source {
+            object_store::Error::PermissionDenied { .. } | object_store::Error::Unauthenticated { .. } => {
+                Self::PermissionDenied { doing, object, source: Box::new(source) }
+            }
+            _ => match io_cause(&source).map(std::io::Error::kind) {
+                Some(std::io::ErrorKind::StorageFull | std::io::ErrorKind::QuotaExceeded) => {
+                    Self::NoSpace { object }
+                }
+                Some(std::io::ErrorKind::PermissionDenied | std::io::ErrorKind::ReadOnlyFilesystem) => {
+                    Self::PermissionDenied { doing, object, source: Box::new(source) }
+                }
+                _ => Self::Store { doing, object, source: Box::new(source) },
+            },
+        }
+    }
+
+    /// Whether the object that was asked for is simply not there.
+    pub(crate) fn is_absent(&self) -> bool {
+        matches!(self, Self::Store { source, .. } if matches!(**source, object_store::Error::NotFound { .. }))
+    }
+}
+
+fn io_cause<'a>(error: &'a (dyn std::error::Error + 'static)) -> Option<&'a std::io::Error> {
+    let mut cause = Some(error);
+    while let Some(error) = cause {
+        if let Some(io) = error.downcast_ref::<std::io::Error>() {
+            return Some(io);
+        }
+        cause = error.source();
+    }
+    None
+}
+
+/// The innermost message: the layers above it repeat it, or name types.
+fn root_cause(error: &object_store::Error) -> String {
+    let mut cause: &dyn std::error::Error = error;
+    while let Some(inner) = cause.source() {
+        cause = inner;
+    }
+    cause.to_string()
+}

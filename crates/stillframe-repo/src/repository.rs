@@ -1,0 +1,512 @@
+//! A repository: made, opened, and asked what it holds.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use bytes::Bytes;
+use futures::{StreamExt, TryStreamExt};
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+use stillframe_storage::object_store::ObjectStore;
+use stillframe_storage::{Clock, failpoint};
+
+use crate::envelope::{HASH_LEN, open_object};
+use crate::error::{Error, Result};
+use crate::index::{Index, blocking};
+use crate::index_cache::IndexCache;
+use crate::key_object::{KeyDescription, KeyObject, Passphrase, PassphraseCost};
+use crate::key_ring::KeyRing;
+use crate::layout::{CONFIG_OBJECT, Kind, ObjectName};
+use crate::manifest::Manifest;
+use crate::object_io::{Listed, ObjectIo};
+use crate::{BackupId, ObjectId, RepositoryId};
+
+const FORMAT: u64 = 1;
+const PACK_SIZES: std::ops::RangeInclusive<u64> = 4096..=128 << 20;
+/// Trying a passphrase on more keys than that is not what anybody means.
+const MAX_KEYS: usize = 128;
+/// Small objects read at a time.
+const CONCURRENCY: usize = 16;
+
+/// How the keys of a new repository are protected.
+#[derive(Debug, Clone)]
+pub enum Encryption {
+    /// By a passphrase. Who loses it loses the backups.
+    Passphrase(Passphrase),
+    /// Not at all: who can read the store can read the backups.
+    None,
+}
+
+/// How to make a repository.
+#[derive(Debug, Clone)]
+pub struct InitOptions {
+    /// How its keys are protected.
+    pub encryption: Encryption,
+    /// How hard it is to try a passphrase.
+    pub cost: PassphraseCost,
+    /// When a pack is full: 4 KiB to 128 MiB; 32 MiB by default.
+    pub pack_size: u64,
+    /// What the first key is called.
+    pub label: String,
+    /// For the times of making.
+    pub clock: Arc<dyn Clock>,
+}
+
+impl InitOptions {
+    /// Packs of 32 MiB, the usual cost, no label.
+    pub fn new(encryption: Encryption, clock: Arc<dyn Clock>) -> Self {
+        let cost = PassphraseCost::default();
+        Self { encryption, cost, pack_size: 32 << 20, label: String::new(), clock }
+    }
+}
+
+/// How to open a repository.
+#[derive(Debug, Clone)]
+pub enum Unlock {
+    /// With this passphrase.
+    Passphrase(Passphrase),
+    /// It is not encrypted.
+    None,
+}
+
+/// `stillframe.json`.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+struct Config {
+    stillframe: String,
+    format: u64,
+    id: RepositoryId,
+    pack_size: u64,
+    created: Timestamp,
+}
+
+/// An open repository. Cheap to clone; may be used from many tasks and threads at once.
+#[derive(Debug, Clone)]
+pub struct Repository {
+    inner: Arc<Inner>,
+}
+
+#[derive(Debug)]
+struct Inner {
+    config: Config,
+    io: ObjectIo,
+    ring: Arc<KeyRing>,
+    /// The key that opened it.
+    key: ObjectId,
+    encrypted: bool,
+    index: Arc<Index>,
+    cache_dir: PathBuf,
+}
+
+/// What a repository is and how much is in it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct RepositoryInfo {
+    /// Its id, for life.
+    pub id: RepositoryId,
+    /// Version of the format.
+    pub format: u64,
+    /// When a pack is full, in bytes.
+    pub pack_size: u64,
+    /// When it was made, by the maker's clock.
+    pub created: Timestamp,
+    /// Whether a passphrase protects it.
+    pub encrypted: bool,
+    /// Epochs of its keys.
+    pub epochs: Vec<u32>,
+    /// Keys that open it.
+    pub keys: u64,
+    /// Backups that exist.
+    pub backups: u64,
+    /// Manifests without a seal: of running or killed writes.
+    pub unfinished: u64,
+    /// Packs.
+    pub packs: u64,
+    /// Bytes of all packs.
+    pub pack_bytes: u64,
+    /// Index segments.
+    pub index_segments: u64,
+    /// Marks of sweeps that run or were killed.
+    pub marks: u64,
+}
+
+/// One key of a repository.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct KeyInfo {
+    /// Its id.
+    pub id: ObjectId,
+    /// What it was called.
+    pub label: String,
+    /// When it was made, by the maker's clock.
+    pub created: Timestamp,
+    /// Whether a passphrase protects it.
+    pub encrypted: bool,
+    /// Whether the repository was opened with it.
+    pub current: bool,
+}
+
+/// The backups of a repository.
+#[derive(Debug, Default)]
+pub struct Backups {
+    /// Those that exist, newest last.
+    pub readable: Vec<Manifest>,
+    /// Those that are sealed but whose manifest or seal cannot be read, with the reason.
+    pub unreadable: Vec<(BackupId, Error)>,
+    /// Manifests without a seal: of running or killed writes.
+    pub unfinished: Vec<BackupId>,
+}
+
+impl Repository {
+    /// Makes a repository in `store`, which must hold nothing of one, and opens it. See [`Self::open`] for `cache_dir`.
+    ///
+    /// `stillframe.json` is put last: killed before, this leaves a key that belongs to nothing, and can be run again.
+    pub async fn init(store: Arc<dyn ObjectStore>, options: &InitOptions, cache_dir: &Path) -> Result<Self> {
+        if !PACK_SIZES.contains(&options.pack_size) {
+            return Err(Error::Invalid("the size of a pack must be between 4 KiB and 128 MiB".into()));
+        }
+        let io = ObjectIo::new(store);
+        refuse_occupied(&io).await?;
+        let config = Config {
+            stillframe: "repository".into(),
+            format: FORMAT,
+            id: ObjectId::random(),
+            pack_size: options.pack_size,
+            created: options.clock.now(),
+        };
+        let ring = Arc::new(KeyRing::generate(config.id));
+        let passphrase = match &options.encryption {
+            Encryption::Passphrase(passphrase) => Some((passphrase.clone(), options.cost)),
+            Encryption::None => None,
+        };
+        let encrypted = passphrase.is_some();
+        let description = KeyDescription { label: options.label.clone(), created: options.clock.now() };
+        let key = put_key(&io, &ring, passphrase, description).await?;
+        failpoint("repo::key-stored");
+        let json = serde_json::to_vec_pretty(&config)
+            .map_err(|error| Error::Invalid(format!("stillframe.json cannot be written: {error}")))?;
+        if !io.create_config(&Bytes::from(json)).await? {
+            // Somebody made one at the same time; our key belongs to nothing.
+            let _ = io.delete(ObjectName::new(Kind::Keys, key)).await;
+            return Err(Error::Occupied { found: CONFIG_OBJECT.into(), whole: true });
+        }
+        failpoint("repo::config-stored");
+        Self::assemble(config, io, ring, key, encrypted, cache_dir).await
+    }
+
+    /// Opens the repository in `store`.
+    ///
+    /// `cache_dir` is a directory of the user on this machine, shared by all repositories and processes; the index is
+    /// cached there. It may be emptied at any time, though not below a running process.
+    pub async fn open(store: Arc<dyn ObjectStore>, unlock: &Unlock, cache_dir: &Path) -> Result<Self> {
+        let io = ObjectIo::new(store);
+        let config = read_config(&io).await?;
+        let (ring, key) = unlock_ring(&io, config.id, unlock).await?;
+        let encrypted = matches!(unlock, Unlock::Passphrase(_));
+        Self::assemble(config, io, Arc::new(ring), key, encrypted, cache_dir).await
+    }
+
+    async fn assemble(
+        config: Config,
+        io: ObjectIo,
+        ring: Arc<KeyRing>,
+        key: ObjectId,
+        encrypted: bool,
+        cache_dir: &Path,
+    ) -> Result<Self> {
+        let cache_dir = cache_dir.join(config.id.to_string());
+        let (cache_ring, dir) = (Arc::clone(&ring), cache_dir.clone());
+        let cache = blocking(move || IndexCache::open(cache_ring, &dir)).await?;
+        let index = Arc::new(Index::new(Arc::clone(&ring), io.clone(), cache));
+        Ok(Self { inner: Arc::new(Inner { config, io, ring, key, encrypted, index, cache_dir }) })
+    }
+
+    /// Its id, for life.
+    pub fn id(&self) -> RepositoryId {
+        self.inner.config.id
+    }
+
+    /// When a pack is full, in bytes.
+    pub fn pack_size(&self) -> u64 {
+        self.inner.config.pack_size
+    }
+
+    pub(crate) fn io(&self) -> &ObjectIo {
+        &self.inner.io
+    }
+
+    pub(crate) fn ring(&self) -> &Arc<KeyRing> {
+        &self.inner.ring
+    }
+
+    pub(crate) fn index(&self) -> &Arc<Index> {
+        &self.inner.index
+    }
+
+    pub(crate) fn cache_dir(&self) -> &Path {
+        &self.inner.cache_dir
+    }
+
+    /// What the repository is and how much is in it. Lists everything, reads nothing.
+    pub async fn info(&self) -> Result<RepositoryInfo> {
+        let Inner { config, io, ring, encrypted, .. } = &*self.inner;
+        let (existing, unfinished) = self.list_backups().await?;
+        let packs = io.list(Kind::Pack).await?;
+        Ok(RepositoryInfo {
+            id: config.id,
+            format: config.format,
+            pack_size: config.pack_size,
+            created: config.created,
+            encrypted: *encrypted,
+            epochs: ring.epochs().collect(),
+            keys: io.list(Kind::Keys).await?.len() as u64,
+            backups: existing.len() as u64,
+            unfinished: unfinished.len() as u64,
+            packs: packs.len() as u64,
+            pack_bytes: packs.iter().map(|pack| pack.size).sum(),
+            index_segments: io.list(Kind::Index).await?.len() as u64,
+            marks: io.list(Kind::Mark).await?.len() as u64,
+        })
+    }
+
+    /// All keys. One that is damaged is an error of its own beside the others.
+    pub async fn keys(&self) -> Result<Vec<Result<KeyInfo>>> {
+        let mut keys = Vec::new();
+        for listed in self.io().list(Kind::Keys).await? {
+            let name = ObjectName::new(Kind::Keys, listed.id);
+            let object = match self.io().get(name).await {
+                Ok(bytes) => KeyObject::decode(name, &bytes),
+                Err(error @ Error::Damaged { .. }) => Err(error),
+                Err(error) => return Err(error),
+            };
+            match object {
+                Ok(object) if object.repository() != self.id() => {}
+                Ok(object) => keys.push(self.describe_key(&object)),
+                Err(error) => keys.push(Err(error)),
+            }
+        }
+        Ok(keys)
+    }
+
+    fn describe_key(&self, object: &KeyObject) -> Result<KeyInfo> {
+        let KeyDescription { label, created } = object.describe(self.ring())?;
+        let (id, encrypted) = (object.id(), object.cost.is_some());
+        Ok(KeyInfo { id, label, created, encrypted, current: id == self.inner.key })
+    }
+
+    /// Lets a further passphrase open the repository.
+    pub async fn add_key(
+        &self,
+        passphrase: Passphrase,
+        cost: PassphraseCost,
+        label: &str,
+        clock: &dyn Clock,
+    ) -> Result<ObjectId> {
+        if !self.inner.encrypted {
+            let why = "the repository is not encrypted: a passphrase would protect nothing";
+            return Err(Error::Invalid(why.into()));
+        }
+        let description = KeyDescription { label: label.into(), created: clock.now() };
+        put_key(self.io(), self.ring(), Some((passphrase, cost)), description).await
+    }
+
+    /// Ids of the backups that exist, and of manifests that are not sealed.
+    async fn list_backups(&self) -> Result<(Vec<BackupId>, Vec<BackupId>)> {
+        let sealed = self.io().list(Kind::Sealed).await?;
+        let manifests = self.io().list(Kind::Manifest).await?;
+        let is_sealed = |id: &BackupId| sealed.binary_search_by_key(id, |listed| listed.id).is_ok();
+        Ok(manifests.into_iter().map(|listed| listed.id).partition(is_sealed))
+    }
+
+    /// All backups. One that cannot be read does not hide the others.
+    pub async fn backups(&self) -> Result<Backups> {
+        let (existing, unfinished) = self.list_backups().await?;
+        let mut backups = Backups { unfinished, ..Backups::default() };
+        let mut read = futures::stream::iter(existing)
+            .map(|id| async move {
+                match self.manifest(id).await {
+                    // Forgotten since it was listed.
+                    Err(Error::NotFound { .. }) => Ok(None),
+                    Err(error @ (Error::Damaged { .. } | Error::NewerFormat { .. })) => {
+                        Ok(Some((id, Err(error))))
+                    }
+                    Err(error) => Err(error),
+                    Ok(manifest) => Ok(Some((id, Ok(manifest)))),
+                }
+            })
+            .buffer_unordered(CONCURRENCY);
+        while let Some(read) = read.try_next().await? {
+            match read {
+                None => {}
+                Some((_, Ok(manifest))) => backups.readable.push(manifest),
+                Some((id, Err(error))) => backups.unreadable.push((id, error)),
+            }
+        }
+        drop(read);
+        backups.readable.sort_by_key(|manifest| (manifest.created, manifest.id));
+        backups.unreadable.sort_by_key(|(id, _)| *id);
+        Ok(backups)
+    }
+
+    /// One backup's manifest. Its seal is checked, too: a manifest that nobody sealed is no backup.
+    pub async fn manifest(&self, id: BackupId) -> Result<Manifest> {
+        let get = async |kind| {
+            let name = ObjectName::new(kind, id);
+            match self.io().get(name).await {
+                Err(error) if error.is_absent() => Err(Error::NotFound { name: id.to_string() }),
+                result => result,
+            }
+        };
+        let (sealed, bytes) = (get(Kind::Sealed).await?, get(Kind::Manifest).await?);
+        let manifest = Manifest::decode(self.ring(), id, &bytes)?;
+        let name = ObjectName::new(Kind::Sealed, id);
+        let hash = open_object(self.ring(), name, &sealed)?;
+        if bytes.last_chunk::<HASH_LEN>().map(<[u8; HASH_LEN]>::as_slice) != Some(&hash) {
+            return Err(Error::damaged(&name, "it seals another manifest than the one that is there"));
+        }
+        Ok(manifest)
+    }
+
+    /// Which backup is meant: `latest`, a name, an id, or the beginning of an id.
+    pub async fn resolve(&self, text: &str) -> Result<BackupId> {
+        let not_found = || Error::NotFound { name: text.to_owned() };
+        let (existing, _) = self.list_backups().await?;
+        if let Ok(id) = text.parse::<BackupId>()
+            && existing.contains(&id)
+        {
+            return Ok(id);
+        }
+        let backups = self.backups().await?;
+        if text == "latest" {
+            if let Some((id, error)) = backups.unreadable.into_iter().next() {
+                let why = format!("{error}; it may be the latest backup: name one by its id");
+                return Err(Error::damaged(&ObjectName::new(Kind::Manifest, id), why));
+            }
+            return backups.readable.last().map(|manifest| manifest.id).ok_or_else(not_found);
+        }
+        let is_prefix = |id: &BackupId| !text.is_empty() && id.to_string().starts_with(text);
+        let named = backups.readable.iter().filter(|manifest| manifest.draft.name.as_deref() == Some(text));
+        let mut ids: Vec<BackupId> = named.map(|manifest| manifest.id).collect();
+        ids.extend(existing.into_iter().filter(is_prefix));
+        ids.sort_unstable();
+        ids.dedup();
+        match ids.as_slice() {
+            [] => Err(not_found()),
+            [id] => Ok(*id),
+            _ => Err(Error::Ambiguous { name: text.to_owned(), ids }),
+        }
+    }
+}
+
+async fn read_config(io: &ObjectIo) -> Result<Config> {
+    #[derive(Deserialize)]
+    struct Head {
+        stillframe: String,
+        format: u64,
+    }
+    let damaged = |why: String| Error::damaged(&CONFIG_OBJECT, why);
+    let bytes = match io.get_config().await {
+        Err(error) if error.is_absent() => return Err(Error::NotARepository),
+        result => result?,
+    };
+    let head: Head = serde_json::from_slice(&bytes).map_err(|error| damaged(error.to_string()))?;
+    if head.stillframe != "repository" {
+        return Err(damaged("it does not describe a repository".into()));
+    }
+    if head.format > FORMAT {
+        let object = CONFIG_OBJECT.into();
+        return Err(Error::NewerFormat { object, found: head.format, supported: FORMAT });
+    }
+    let config: Config = serde_json::from_slice(&bytes).map_err(|error| damaged(error.to_string()))?;
+    if !PACK_SIZES.contains(&config.pack_size) {
+        return Err(damaged("its pack_size is out of bounds".into()));
+    }
+    Ok(config)
+}
+
+/// A key alone is what a making that was cut short leaves; anything else was a repository once.
+async fn refuse_occupied(io: &ObjectIo) -> Result<()> {
+    match io.get_config().await {
+        Err(error) if error.is_absent() => {}
+        Ok(_) | Err(Error::Damaged { .. }) => {
+            return Err(Error::Occupied { found: CONFIG_OBJECT.into(), whole: true });
+        }
+        Err(error) => return Err(error),
+    }
+    for kind in [Kind::Manifest, Kind::Sealed, Kind::Pack, Kind::Index, Kind::Mark] {
+        if let Some(found) = io.any(kind).await? {
+            return Err(Error::Occupied { found, whole: false });
+        }
+    }
+    Ok(())
+}
+
+async fn put_key(
+    io: &ObjectIo,
+    ring: &Arc<KeyRing>,
+    passphrase: Option<(Passphrase, PassphraseCost)>,
+    description: KeyDescription,
+) -> Result<ObjectId> {
+    let name = ObjectName::new(Kind::Keys, ObjectId::random());
+    let ring = Arc::clone(ring);
+    let payload = blocking(move || {
+        let wrapping = passphrase.as_ref().map(|(passphrase, cost)| (passphrase, *cost));
+        KeyObject::encode(&ring, name, wrapping, &description)
+    });
+    io.put(name, payload.await?).await?;
+    Ok(name.id)
+}
+
+/// Finds the key that opens the repository. Keys of other repositories are what a cut-short making left.
+async fn unlock_ring(
+    io: &ObjectIo,
+    repository: RepositoryId,
+    unlock: &Unlock,
+) -> Result<(KeyRing, ObjectId)> {
+    let listed: Vec<Listed> = io.list(Kind::Keys).await?;
+    if listed.len() > MAX_KEYS {
+        return Err(Error::damaged(&"keys", format!("there are more than {MAX_KEYS} keys")));
+    }
+    let (mut wrapped, mut bare, mut damage) = (Vec::new(), Vec::new(), None);
+    for listed in listed {
+        let name = ObjectName::new(Kind::Keys, listed.id);
+        let object = match io.get(name).await {
+            Ok(bytes) => KeyObject::decode(name, &bytes),
+            Err(error) => Err(error),
+        };
+        match object {
+            Ok(object) if object.repository() != repository => {}
+            Ok(object) if object.cost.is_some() => wrapped.push(object),
+            Ok(object) => bare.push(object),
+            Err(error @ (Error::Damaged { .. } | Error::NewerFormat { .. })) => damage = Some(error),
+            Err(error) if error.is_absent() => {}
+            Err(error) => return Err(error),
+        }
+    }
+    if wrapped.is_empty() && bare.is_empty() {
+        return Err(damage.unwrap_or_else(|| Error::damaged(&"keys", "no key of this repository is there")));
+    }
+    match unlock {
+        Unlock::None => {
+            for object in &bare {
+                match object.open_bare() {
+                    Ok(ring) => return Ok((ring, object.id())),
+                    Err(error) => damage = Some(error),
+                }
+            }
+            Err(damage.filter(|_| wrapped.is_empty()).unwrap_or(Error::PassphraseNeeded))
+        }
+        Unlock::Passphrase(_) if wrapped.is_empty() => Err(damage.unwrap_or(Error::NotEncrypted)),
+        Unlock::Passphrase(passphrase) => {
+            let keys = wrapped.len();
+            for object in wrapped {
+                let passphrase = passphrase.clone();
+                match blocking(move || Ok(object.open_wrapped(&passphrase)?.map(|ring| (ring, object.id()))))
+                    .await
+                {
+                    Ok(Some(opened)) => return Ok(opened),
+                    Ok(None) => {}
+                    Err(error) => damage = Some(error),
+                }
+            }
+            Err(damage.unwrap_or(Error::WrongPassphrase { keys }))
+        }
+    }
+}

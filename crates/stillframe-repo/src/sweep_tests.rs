@@ -1,0 +1,481 @@
+//! The writer against a sweeper that is as real as the tests need: marks are put between the writer's steps, packs vanish,
+//! bases are forgotten. The sweeper here follows `docs/format.md`; the one for users comes with pruning.
+
+#![allow(clippy::unwrap_used, reason = "a test stops at what it did not expect")]
+
+use std::collections::{BTreeSet, HashMap, HashSet};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
+
+use rand::rngs::StdRng;
+use rand::{RngExt, SeedableRng};
+use stillframe_storage::object_store::ObjectStore;
+use stillframe_storage::object_store::memory::InMemory;
+
+use crate::envelope::{Header, ObjectKey, TAG_LEN, frame};
+use crate::index::read_pack_table;
+use crate::layout::{Kind, ObjectName};
+use crate::pack_table::{PackEntry, PackTable};
+use crate::test_support::fault_store::{FaultStore, Hook};
+use crate::test_support::{
+    Files, assert_all_whole, clock, describe, files, init, open, read, write, write_with,
+};
+use crate::{
+    BackupId, ChunkId, ContentRef, Error, FileKind, ManifestDraft, ObjectId, PackId, Repository, Result,
+    SourceManifest, WriteOptions, WriteSession, mark,
+};
+
+/// All chunks that the backup's manifest leads to.
+async fn chunks_of(repository: &Repository, id: BackupId) -> Result<HashSet<ChunkId>> {
+    let bytes = repository.io().get(ObjectName::new(Kind::Manifest, id)).await?;
+    let manifest = crate::Manifest::decode(repository.ring(), id, &bytes)?;
+    let mut chunks = HashSet::new();
+    let mut contents: Vec<ContentRef> = Vec::new();
+    for source in &manifest.draft.sources {
+        contents.extend([source.snapshot, source.files]);
+        let mut list = repository.files(source.files);
+        while let Some(entry) = list.next().await? {
+            if let FileKind::File { content } = entry.kind {
+                contents.push(content);
+            }
+        }
+    }
+    for content in contents {
+        let mut leaves = repository.leaves(content);
+        while let Some(node) = leaves.step().await? {
+            chunks.insert(node.id);
+        }
+    }
+    Ok(chunks)
+}
+
+struct Sweeper {
+    repository: Repository,
+    /// Condemns packs that are in use, too, as repacking does.
+    repack: bool,
+}
+
+/// What stands between the sweeper's two halves.
+struct Sweep {
+    own: ObjectId,
+    marks_before: Vec<ObjectId>,
+    condemned: BTreeSet<PackId>,
+}
+
+impl Sweeper {
+    async fn live(&self) -> Result<HashSet<ChunkId>> {
+        let mut live = HashSet::new();
+        for listed in self.repository.io().list(Kind::Manifest).await? {
+            match chunks_of(&self.repository, listed.id).await {
+                Ok(chunks) => live.extend(chunks),
+                Err(error) if error.is_absent() => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(live)
+    }
+
+    async fn tables(&self) -> Result<Vec<PackTable>> {
+        let (io, ring) = (self.repository.io(), self.repository.ring());
+        let mut tables = Vec::new();
+        for listed in io.list(Kind::Pack).await? {
+            match read_pack_table(io, ring, listed).await {
+                Ok(table) => tables.push(table),
+                Err(error) if error.is_absent() => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(tables)
+    }
+
+    /// Steps 1 and 2. `None`: there is nothing to do, or another sweeper was seen.
+    async fn mark(&self) -> Result<Option<Sweep>> {
+        let (io, ring) = (self.repository.io(), self.repository.ring());
+        let marks_before: Vec<ObjectId> = io.list(Kind::Mark).await?.iter().map(|listed| listed.id).collect();
+        let marked = mark::marked(io, ring, None).await?;
+        let live = self.live().await?;
+        let is_dead = |table: &PackTable| !table.entries.iter().any(|entry| live.contains(&entry.id));
+        let tables = self.tables().await?;
+        let mut condemned: BTreeSet<PackId> = tables
+            .iter()
+            .filter(|table| is_dead(table) || (self.repack && table.pack.0[0] % 2 == 0))
+            .map(|table| table.pack)
+            .collect();
+        condemned.extend(marked);
+        if condemned.is_empty() && marks_before.is_empty() {
+            return Ok(None);
+        }
+        let own = ObjectId::random();
+        let name = ObjectName::new(Kind::Mark, own);
+        io.put(name, mark::encode(ring, name, &condemned)).await?;
+        let newcomer =
+            io.list(Kind::Mark).await?.iter().any(|l| l.id != own && !marks_before.contains(&l.id));
+        if newcomer {
+            io.delete(name).await?;
+            return Ok(None);
+        }
+        Ok(Some(Sweep { own, marks_before, condemned }))
+    }
+
+    /// Steps 3 to 5.
+    async fn delete(&self, sweep: Sweep) -> Result<()> {
+        let io = self.repository.io();
+        let live = self.live().await?;
+        let tables = self.tables().await?;
+        let outside: HashSet<ChunkId> = tables
+            .iter()
+            .filter(|table| !sweep.condemned.contains(&table.pack))
+            .flat_map(|table| table.entries.iter().map(|entry| entry.id))
+            .collect();
+        let inside: HashSet<ChunkId> = tables
+            .iter()
+            .filter(|table| sweep.condemned.contains(&table.pack))
+            .flat_map(|table| table.entries.iter().map(|entry| entry.id))
+            .collect();
+        let to_copy: Vec<ChunkId> =
+            live.iter().filter(|id| inside.contains(id) && !outside.contains(id)).copied().collect();
+        if !to_copy.is_empty() {
+            let table = self.copy(&to_copy).await?;
+            self.repository.index().publish(vec![table]).await?;
+        }
+        for pack in &sweep.condemned {
+            io.delete(ObjectName::new(Kind::Pack, *pack)).await?;
+        }
+        for id in std::iter::once(sweep.own).chain(sweep.marks_before) {
+            io.delete(ObjectName::new(Kind::Mark, id)).await?;
+        }
+        Ok(())
+    }
+
+    async fn copy(&self, chunks: &[ChunkId]) -> Result<PackTable> {
+        let ring = self.repository.ring();
+        let name = ObjectName::new(Kind::Pack, ObjectId::random());
+        let header = Header::new(ring, name);
+        let key = ObjectKey::derive(ring, &header)?;
+        let (mut entries, mut parts) = (Vec::new(), Vec::new());
+        for (position, id) in (0..).zip(chunks) {
+            let mut stored = self.repository.read_chunk(id).await?.to_vec();
+            let plain_len = u32::try_from(stored.len()).unwrap();
+            key.seal(position, &mut stored);
+            let stored_len = plain_len + u32::try_from(TAG_LEN).unwrap();
+            let compression = crate::compression::Compression::Raw;
+            entries.push(PackEntry { id: *id, stored_len, plain_len, compression });
+            parts.push(stored.into());
+        }
+        parts.push(PackTable::encode_footer(&key, &entries));
+        let size = PackTable::object_len(&entries);
+        let table = PackTable { pack: name.id, epoch: header.epoch, salt: header.salt, size, entries };
+        self.repository.io().put(name, frame(&header, parts).0).await?;
+        Ok(table)
+    }
+
+    async fn sweep(&self) -> Result<()> {
+        match self.mark().await? {
+            Some(sweep) => self.delete(sweep).await,
+            None => Ok(()),
+        }
+    }
+}
+
+async fn forget(repository: &Repository, id: BackupId) -> Result<()> {
+    repository.io().delete(ObjectName::new(Kind::Sealed, id)).await?;
+    repository.io().delete(ObjectName::new(Kind::Manifest, id)).await
+}
+
+/// Runs `act` once, before the first request whose verb and path begin like this.
+fn once(
+    verb: &'static str,
+    prefix: &'static str,
+    act: impl Fn() -> futures::future::BoxFuture<'static, ()> + Send + Sync + 'static,
+) -> Hook {
+    let done = AtomicBool::new(false);
+    Arc::new(move |this_verb, path| {
+        if this_verb == verb && path.starts_with(prefix) && !done.swap(true, Ordering::SeqCst) {
+            act()
+        } else {
+            Box::pin(async {})
+        }
+    })
+}
+
+struct Scene {
+    inner: Arc<InMemory>,
+    store: Arc<FaultStore>,
+    repository: Repository,
+    sweeper: Arc<Sweeper>,
+    content: Files,
+    _caches: [tempfile::TempDir; 2],
+}
+
+/// A repository with one backup `first`; its writer goes through the returned store, its sweeper does not.
+async fn scene(repack: bool) -> (Scene, BackupId) {
+    let inner = Arc::new(InMemory::new());
+    let store = FaultStore::new(inner.clone());
+    let caches = [tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap()];
+    let repository = init(store.clone(), caches[0].path()).await;
+    let content = files(1, 12, 3000);
+    let first = write(&repository, "first", &content).await.unwrap().manifest.id;
+    let sweeper = Arc::new(Sweeper { repository: open(inner.clone(), caches[1].path()).await, repack });
+    (Scene { inner, store, repository, sweeper, content, _caches: caches }, first)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_test_sweeper_keeps_what_is_live_and_deletes_the_rest() {
+    let (scene, first) = scene(true).await;
+    write(&scene.repository, "second", &files(2, 12, 3000)).await.unwrap();
+    scene.sweeper.sweep().await.unwrap();
+    assert_eq!(assert_all_whole(scene.inner.clone()).await, ["first", "second"]);
+    forget(&scene.repository, first).await.unwrap();
+    let before = scene.repository.info().await.unwrap().pack_bytes;
+    scene.sweeper.sweep().await.unwrap();
+    let after = scene.repository.info().await.unwrap();
+    assert!(after.pack_bytes < before * 2 / 3, "{before} {}", after.pack_bytes);
+    assert_eq!(after.marks, 0);
+    assert_eq!(assert_all_whole(scene.inner).await, ["second"]);
+    // Reading goes on with hints that are stale.
+    assert!(matches!(read(&scene.repository, first).await, Err(Error::NotFound { .. })));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn packs_marked_between_two_steps_of_a_writer_are_uploaded_again() {
+    let (scene, first) = scene(false).await;
+    forget(&scene.repository, first).await.unwrap();
+    let sweep = Arc::new(Mutex::new(None));
+    let (sweeper, slot) = (Arc::clone(&scene.sweeper), Arc::clone(&sweep));
+    scene.store.before_each(once("put", "manifests/", move || {
+        let (sweeper, slot) = (Arc::clone(&sweeper), Arc::clone(&slot));
+        Box::pin(async move {
+            let marked = sweeper.mark().await.unwrap();
+            *slot.lock().unwrap() = marked;
+        })
+    }));
+    let written = write(&scene.repository, "second", &scene.content).await.unwrap();
+    assert_eq!(written.rounds, 2);
+    assert!(written.manifest.statistics.chunks_new > 0);
+    let marked = sweep.lock().unwrap().take().unwrap();
+    scene.sweeper.delete(marked).await.unwrap();
+    assert_eq!(read(&scene.repository, written.manifest.id).await.unwrap(), scene.content);
+    assert_eq!(assert_all_whole(scene.inner).await, ["second"]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn packs_marked_before_a_writer_begins_are_not_relied_on() {
+    let (scene, first) = scene(false).await;
+    forget(&scene.repository, first).await.unwrap();
+    let marked = scene.sweeper.mark().await.unwrap().unwrap();
+    let written = write(&scene.repository, "second", &scene.content).await.unwrap();
+    assert_eq!(written.rounds, 1);
+    scene.sweeper.delete(marked).await.unwrap();
+    assert_eq!(assert_all_whole(scene.inner).await, ["second"]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn packs_that_vanish_while_a_writer_relies_on_them_are_uploaded_again() {
+    let (scene, first) = scene(false).await;
+    let (repository, sweeper) = (scene.repository.clone(), Arc::clone(&scene.sweeper));
+    scene.store.before_each(once("put", "manifests/", move || {
+        let (repository, sweeper) = (repository.clone(), Arc::clone(&sweeper));
+        Box::pin(async move {
+            forget(&repository, first).await.unwrap();
+            sweeper.sweep().await.unwrap();
+        })
+    }));
+    let written = write(&scene.repository, "second", &scene.content).await.unwrap();
+    assert_eq!(written.rounds, 2);
+    assert_eq!(read(&scene.repository, written.manifest.id).await.unwrap(), scene.content);
+    assert_eq!(assert_all_whole(scene.inner).await, ["second"]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_base_that_is_forgotten_meanwhile_is_not_relied_on() {
+    let (scene, first) = scene(false).await;
+    let manifest = scene.repository.manifest(first).await.unwrap();
+    let source = manifest.draft.sources[0].clone();
+    let (repository, sweeper) = (scene.repository.clone(), Arc::clone(&scene.sweeper));
+    scene.store.before_each(once("put", "manifests/", move || {
+        let (repository, sweeper) = (repository.clone(), Arc::clone(&sweeper));
+        Box::pin(async move {
+            forget(&repository, first).await.unwrap();
+            sweeper.sweep().await.unwrap();
+        })
+    }));
+    let bases = Mutex::new(Vec::new());
+    let options = WriteOptions { base: Some(first), ..WriteOptions::new(clock()) };
+    let written = scene
+        .repository
+        .write(&options, async |session: Arc<WriteSession>| {
+            bases.lock().unwrap().push(session.base());
+            if session.base().is_some() {
+                session.take_over(&source.files)?;
+                session.take_over(&source.snapshot)?;
+                let sources = vec![source.clone()];
+                return Ok(ManifestDraft {
+                    name: Some("second".into()),
+                    sources,
+                    ..ManifestDraft::default()
+                });
+            }
+            let content = scene.content.clone();
+            tokio::task::spawn_blocking(move || describe(&session, "second", &content)).await.unwrap()
+        })
+        .await
+        .unwrap();
+    assert_eq!(*bases.lock().unwrap(), [Some(first), None]);
+    assert_eq!((written.rounds, written.manifest.base), (2, None));
+    assert_eq!(read(&scene.repository, written.manifest.id).await.unwrap(), scene.content);
+    assert_eq!(assert_all_whole(scene.inner).await, ["second"]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_manifest_forgotten_before_its_seal_is_checked_fails_the_write() {
+    let (scene, _) = scene(false).await;
+    let repository = scene.repository.clone();
+    scene.store.before_each(once("put", "sealed/", move || {
+        let repository = repository.clone();
+        Box::pin(async move {
+            let unfinished = repository.backups().await.unwrap().unfinished;
+            assert_eq!(unfinished.len(), 1);
+            forget(&repository, unfinished[0]).await.unwrap();
+        })
+    }));
+    let error = write(&scene.repository, "second", &files(3, 3, 2000)).await.unwrap_err();
+    assert!(matches!(error, Error::GivenUp { .. }), "{error}");
+    assert_eq!(assert_all_whole(scene.inner.clone()).await, ["first"]);
+    let sealed = scene.repository.io().list(Kind::Sealed).await.unwrap();
+    assert_eq!(sealed.len(), 1, "the seal without a manifest is gone");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_writer_that_is_robbed_in_every_round_gives_up() {
+    let (scene, _) = scene(false).await;
+    let repository = scene.sweeper.repository.clone();
+    scene.store.before_each(Arc::new(move |verb, path| {
+        let repository = repository.clone();
+        Box::pin(async move {
+            if verb == "put" && path.starts_with("manifests/") {
+                for listed in repository.io().list(Kind::Pack).await.unwrap() {
+                    repository.io().delete(ObjectName::new(Kind::Pack, listed.id)).await.unwrap();
+                }
+            }
+        })
+    }));
+    let error = write(&scene.repository, "second", &files(3, 3, 2000)).await.unwrap_err();
+    assert!(matches!(error, Error::GivenUp { .. }), "{error}");
+    scene.store.heal();
+    let info = scene.repository.info().await.unwrap();
+    assert_eq!((info.backups, info.unfinished), (1, 0));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_mark_that_cannot_be_read_stops_the_writer_and_is_named() {
+    let (scene, _) = scene(false).await;
+    let name = ObjectName::new(Kind::Mark, ObjectId::random());
+    scene.repository.io().put(name, vec![7; 300].into()).await.unwrap();
+    let error = write(&scene.repository, "second", &scene.content).await.unwrap_err().to_string();
+    assert!(error.contains(&name.to_string()), "{error}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn readers_follow_chunks_that_a_sweep_has_moved() {
+    let (scene, first) = scene(true).await;
+    // What the reader knows is older than the sweep.
+    assert_eq!(read(&scene.repository, first).await.unwrap(), scene.content);
+    scene.sweeper.sweep().await.unwrap();
+    assert_eq!(read(&scene.repository, first).await.unwrap(), scene.content);
+}
+
+/// Real writers, sweepers and forgetters on one store, each request at a moment that a seed chooses.
+async fn random_history(seed: u64) {
+    let inner = Arc::new(InMemory::new());
+    let cache = tempfile::tempdir().unwrap();
+    init(inner.clone(), cache.path()).await;
+    let reported: Arc<Mutex<HashMap<BackupId, Files>>> = Arc::default();
+    let mut actors = tokio::task::JoinSet::new();
+    for actor in 0..6_u64 {
+        let store = FaultStore::new(inner.clone());
+        let rng = Mutex::new(StdRng::seed_from_u64(seed * 100 + actor));
+        let pauses = AtomicU64::new(0);
+        store.before_each(Arc::new(move |_, _| {
+            let turns = rng.lock().unwrap().random_range(0..40);
+            pauses.fetch_add(turns, Ordering::Relaxed);
+            Box::pin(async move {
+                for _ in 0..turns {
+                    tokio::task::yield_now().await;
+                }
+            })
+        }));
+        let (reported, dir) = (Arc::clone(&reported), cache.path().to_owned());
+        actors.spawn(async move {
+            let repository = open(store as Arc<dyn ObjectStore>, &dir).await;
+            for turn in 0..3 {
+                match actor {
+                    0..3 => {
+                        let content = files((seed + actor + turn) % 3, 5, 2500);
+                        match write_with(&repository, &WriteOptions::new(clock()), "x", &content).await {
+                            Ok(written) => {
+                                reported.lock().unwrap().insert(written.manifest.id, content);
+                            }
+                            Err(Error::GivenUp { .. }) => {}
+                            Err(error) => panic!("{error}"),
+                        }
+                    }
+                    3..5 => {
+                        let repack = turn == 1;
+                        let sweeper = Sweeper { repository: repository.clone(), repack };
+                        match sweeper.sweep().await {
+                            // Two sweepers may take each other's packs away while they walk; then one stops where it is.
+                            Ok(())
+                            | Err(Error::ChunkLost { .. } | Error::Store { .. } | Error::Damaged { .. }) => {}
+                            Err(error) => panic!("{error}"),
+                        }
+                    }
+                    _ => {
+                        let some = reported.lock().unwrap().keys().next().copied();
+                        if let Some(id) = some {
+                            reported.lock().unwrap().remove(&id);
+                            forget(&repository, id).await.unwrap();
+                        }
+                    }
+                }
+            }
+        });
+    }
+    while let Some(result) = actors.join_next().await {
+        result.unwrap();
+    }
+    let fresh = tempfile::tempdir().unwrap();
+    let repository = open(inner.clone(), fresh.path()).await;
+    let reported = std::mem::take(&mut *reported.lock().unwrap());
+    for (id, content) in reported {
+        let what =
+            read(&repository, id).await.unwrap_or_else(|error| panic!("seed {seed}: backup {id}: {error}"));
+        assert!(what == content, "seed {seed}: backup {id} has other content");
+    }
+    assert_all_whole(inner).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn real_writers_sweepers_and_forgetters_lose_nothing_in_random_histories() {
+    let histories =
+        std::env::var("STILLFRAME_HISTORIES").ok().and_then(|text| text.parse().ok()).unwrap_or(30);
+    for seed in 0..histories {
+        random_history(seed).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_source_of_a_later_form_is_kept_but_not_called_sound() {
+    let (scene, _) = scene(false).await;
+    let written = scene
+        .repository
+        .write(&WriteOptions::new(clock()), async |_| {
+            let mut source = SourceManifest::new("r", "store", "node:x");
+            source.form = crate::SourceForm::Records;
+            Ok::<_, Error>(ManifestDraft { sources: vec![source], ..ManifestDraft::default() })
+        })
+        .await
+        .unwrap();
+    let options = crate::VerifyOptions::new(crate::VerifyLevel::Exists);
+    let report = scene.repository.verify(written.manifest.id, &options).await.unwrap();
+    assert!(!report.is_sound());
+}

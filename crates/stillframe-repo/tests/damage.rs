@@ -1,0 +1,379 @@
+//! Whatever rots, is cut short or goes missing is found and named, and harms nothing else.
+
+#![allow(clippy::unwrap_used, reason = "a test stops at what it did not expect")]
+
+mod support;
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+
+use futures::TryStreamExt;
+use stillframe_repo::{
+    BackupId, Error, FileKind, Repository, VerifyLevel, VerifyOptions, VerifyReport, check_objects,
+};
+use stillframe_storage::object_store::memory::InMemory;
+use stillframe_storage::object_store::path::Path;
+use stillframe_storage::object_store::{ObjectStore, ObjectStoreExt};
+use support::{Files, clock, files, init, open, read, write};
+use tokio_util::sync::CancellationToken;
+
+struct Scene {
+    store: Arc<InMemory>,
+    content: Files,
+    id: BackupId,
+}
+
+/// One backup of 12 files in several packs.
+async fn scene() -> Scene {
+    let (store, cache) = (Arc::new(InMemory::new()), tempfile::tempdir().unwrap());
+    let repository = init(store.clone(), cache.path()).await;
+    let content = files(1, 12, 3000);
+    let id = write(&repository, "a", &content).await.unwrap().manifest.id;
+    Scene { store, content, id }
+}
+
+async fn objects(store: &InMemory, prefix: &str) -> Vec<Path> {
+    let all: Vec<_> = store.list(None).map_ok(|meta| meta.location).try_collect().await.unwrap();
+    all.into_iter().filter(|path| path.as_ref().starts_with(prefix)).collect()
+}
+
+async fn change(store: &InMemory, path: &Path, change: impl FnOnce(&mut Vec<u8>)) {
+    let mut bytes = store.get(path).await.unwrap().bytes().await.unwrap().to_vec();
+    change(&mut bytes);
+    store.put(path, bytes.into()).await.unwrap();
+}
+
+async fn verify(store: Arc<InMemory>, id: BackupId, level: VerifyLevel) -> Result<VerifyReport, Error> {
+    let cache = tempfile::tempdir().unwrap();
+    let repository = open(store, cache.path()).await;
+    repository.verify(id, &VerifyOptions::new(level)).await
+}
+
+const LEVELS: [VerifyLevel; 3] = [VerifyLevel::Exists, VerifyLevel::Hash, VerifyLevel::Decrypt];
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_whole_backup_is_sound_at_each_level() {
+    let scene = scene().await;
+    for level in LEVELS {
+        let report = verify(scene.store.clone(), scene.id, level).await.unwrap();
+        assert!(report.is_sound(), "{report:?}");
+        assert_eq!((report.files, report.bytes), (12, 36_000));
+        if level > VerifyLevel::Exists {
+            // 36 chunks, 12 nodes, a list and a description.
+            assert_eq!(report.chunks, 50);
+            assert_eq!(report.packs, objects(&scene.store, "packs").await.len() as u64);
+        }
+    }
+    let report = check_objects(scene.store.clone(), &CancellationToken::new(), &|_| {}).await.unwrap();
+    assert!(report.findings.is_empty());
+    assert_eq!(report.objects, objects(&scene.store, "").await.len() as u64 - 1, "all but stillframe.json");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_flipped_bit_anywhere_in_any_object_is_found_without_keys_and_names_the_object() {
+    let scene = scene().await;
+    for path in objects(&scene.store, "").await {
+        if path.as_ref() == "stillframe.json" {
+            continue;
+        }
+        let len = scene.store.head(&path).await.unwrap().size;
+        let store = Arc::new(scene.store.fork());
+        let step = (len / 60).max(1);
+        for at in (0..len).step_by(usize::try_from(step).unwrap()).chain(len - 40..len) {
+            let at = usize::try_from(at).unwrap();
+            change(&store, &path, |bytes| bytes[at] ^= 1 << (at % 8)).await;
+            let report = check_objects(store.clone(), &CancellationToken::new(), &|_| {}).await.unwrap();
+            assert_eq!(report.findings.len(), 1, "{path} at {at}");
+            assert_eq!(report.findings[0].object, path.as_ref());
+            change(&store, &path, |bytes| bytes[at] ^= 1 << (at % 8)).await;
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_flipped_bit_in_a_pack_names_the_files_that_are_lost_and_no_others() {
+    let scene = scene().await;
+    for pack in objects(&scene.store, "packs").await {
+        let store = Arc::new(scene.store.fork());
+        change(&store, &pack, |bytes| bytes[100] ^= 1).await;
+        let cache = tempfile::tempdir().unwrap();
+        let repository = open(store.clone(), cache.path()).await;
+        let mut named = None;
+        for level in [VerifyLevel::Hash, VerifyLevel::Decrypt] {
+            let report = repository.verify(scene.id, &VerifyOptions::new(level)).await.unwrap();
+            assert!(!report.is_sound());
+            assert_eq!(report.findings.len(), 1, "the first chunk of the pack only: {report:?}");
+            let finding = &report.findings[0];
+            assert_eq!(finding.object, pack.as_ref());
+            assert!(finding.chunk.is_some());
+            assert_eq!(finding.source.as_deref(), Some("db"));
+            named = finding.file.clone().map(|file| (file, finding.offset.unwrap()));
+        }
+        // What is named cannot be read, everything else can.
+        let manifest = repository.manifest(scene.id).await.unwrap();
+        let mut list = repository.files(manifest.draft.sources[0].files);
+        while let Ok(Some(entry)) = list.next().await {
+            let FileKind::File { content } = entry.kind else { panic!() };
+            let is_named = named.as_ref().is_some_and(|(file, _)| *file == entry.path.to_string());
+            match repository.read_content(content, u64::MAX).await {
+                Ok(bytes) => assert!(!is_named && bytes == scene.content[&entry.path.to_string()]),
+                Err(error) => {
+                    assert!(is_named, "{error}");
+                    assert!(error.to_string().contains(pack.as_ref()), "{error}");
+                }
+            }
+        }
+        if let Some((_, offset)) = named {
+            assert!([0, 1000, 2000].contains(&offset));
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_missing_or_shortened_pack_is_found_at_each_level() {
+    let scene = scene().await;
+    for pack in objects(&scene.store, "packs").await {
+        let len = usize::try_from(scene.store.head(&pack).await.unwrap().size).unwrap();
+        for cut in [None, Some(0), Some(79), Some(len / 2), Some(len - 1)] {
+            let store = Arc::new(scene.store.fork());
+            match cut {
+                None => store.delete(&pack).await.unwrap(),
+                Some(len) => change(&store, &pack, |bytes| bytes.truncate(len)).await,
+            }
+            for level in LEVELS {
+                let report = verify(store.clone(), scene.id, level).await.unwrap();
+                assert!(!report.is_sound(), "{pack} {cut:?} {level:?}");
+                let names_it = |finding: &stillframe_repo::Finding| {
+                    finding.object == pack.as_ref() || finding.object.starts_with("chunk ")
+                };
+                assert!(report.findings.iter().all(names_it), "{report:?}");
+            }
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn damage_that_does_not_concern_the_backup_is_told_but_loses_nothing() {
+    let scene = scene().await;
+    let pack = objects(&scene.store, "packs").await.remove(0);
+    // In the footer, which the backup does not need as long as there is an index segment.
+    change(&scene.store, &pack, |bytes| {
+        let at = bytes.len() - 60;
+        bytes[at] ^= 1;
+    })
+    .await;
+    let report = verify(scene.store.clone(), scene.id, VerifyLevel::Decrypt).await.unwrap();
+    assert_eq!(report.findings.len(), 1, "{report:?}");
+    assert_eq!((report.findings[0].object.as_str(), &report.findings[0].file), (pack.as_ref(), &None));
+    assert_eq!(report.findings[0].source, None);
+    let cache = tempfile::tempdir().unwrap();
+    let repository = open(scene.store.clone(), cache.path()).await;
+    assert_eq!(read(&repository, scene.id).await.unwrap(), scene.content);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_chunk_with_a_second_copy_survives_the_loss_of_the_first() {
+    // Two machines that know nothing of each other store the same content at the same time.
+    let (store, cache) = (Arc::new(InMemory::new()), tempfile::tempdir().unwrap());
+    init(store.clone(), cache.path()).await;
+    let empty = Arc::new(store.fork());
+    let content = files(1, 12, 3000);
+    let id = write(&open(store.clone(), cache.path()).await, "a", &content).await.unwrap().manifest.id;
+    let other_cache = tempfile::tempdir().unwrap();
+    write(&open(empty.clone(), other_cache.path()).await, "b", &content).await.unwrap();
+    for path in objects(&empty, "").await {
+        let bytes = empty.get(&path).await.unwrap().bytes().await.unwrap();
+        store.put(&path, bytes.into()).await.unwrap();
+    }
+    let segment_packs = objects(&store, "packs").await.len();
+    let pack = objects(&store, "packs").await.remove(0);
+    change(&store, &pack, |bytes| bytes[100] ^= 1).await;
+    let fresh = tempfile::tempdir().unwrap();
+    let repository = open(store.clone(), fresh.path()).await;
+    assert_eq!(read(&repository, id).await.unwrap(), content);
+    store.delete(&pack).await.unwrap();
+    assert_eq!(read(&repository, id).await.unwrap(), content, "with hints that name the missing pack");
+    let report = repository.verify(id, &VerifyOptions::new(VerifyLevel::Decrypt)).await.unwrap();
+    assert!(report.is_sound(), "{report:?}");
+    assert!(report.packs < segment_packs as u64);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_damaged_manifest_or_seal_is_named_and_hides_no_other_backup() {
+    let scene = scene().await;
+    let cache = tempfile::tempdir().unwrap();
+    let repository = open(scene.store.clone(), cache.path()).await;
+    let second = write(&repository, "b", &scene.content).await.unwrap().manifest.id;
+    for kind in ["manifests", "sealed"] {
+        let store = Arc::new(scene.store.fork());
+        let path = Path::from(format!("{kind}/{}", scene.id));
+        change(&store, &path, |bytes| bytes[90] ^= 1).await;
+        let repository = open(store.clone(), cache.path()).await;
+        let backups = repository.backups().await.unwrap();
+        assert_eq!(backups.readable.iter().map(|manifest| manifest.id).collect::<Vec<_>>(), [second]);
+        assert_eq!(backups.unreadable[0].0, scene.id);
+        assert!(backups.unreadable[0].1.to_string().contains(path.as_ref()), "{}", backups.unreadable[0].1);
+        let error = repository.resolve("latest").await.unwrap_err();
+        assert!(matches!(error, Error::Damaged { .. }), "the damaged one may be the latest: {error}");
+        assert_eq!(repository.resolve("b").await.unwrap(), second);
+        let report = repository.verify(scene.id, &VerifyOptions::new(VerifyLevel::Exists)).await.unwrap();
+        assert_eq!(report.findings[0].object, path.as_ref());
+        // A seal alone, or a manifest alone, is no backup.
+        store.delete(&path).await.unwrap();
+        assert!(matches!(repository.manifest(scene.id).await, Err(Error::NotFound { .. })));
+        assert_eq!(repository.backups().await.unwrap().readable.len(), 1);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn damaged_index_segments_are_passed_over() {
+    let scene = scene().await;
+    for path in objects(&scene.store, "index").await {
+        change(&scene.store, &path, |bytes| bytes[100] ^= 1).await;
+    }
+    let cache = tempfile::tempdir().unwrap();
+    let repository = open(scene.store.clone(), cache.path()).await;
+    assert_eq!(read(&repository, scene.id).await.unwrap(), scene.content);
+    let again = write(&repository, "b", &scene.content).await.unwrap();
+    assert_eq!(again.manifest.statistics.chunks_new, 0);
+    let report = check_objects(scene.store.clone(), &CancellationToken::new(), &|_| {}).await.unwrap();
+    assert!(report.findings.iter().all(|finding| finding.object.starts_with("index/")));
+    assert!(!report.findings.is_empty());
+}
+
+/// What may go wrong with a cache file between two runs.
+fn spoil(cache: &std::path::Path, how: usize) {
+    let dir = std::fs::read_dir(cache).unwrap().next().unwrap().unwrap().path();
+    let file = dir.join("index.sqlite");
+    // As SQLite leaves it when the last user is gone.
+    let bytes = std::fs::read(&file).unwrap();
+    let spoiled = match how {
+        0 => Vec::new(),
+        1 => b"not a database at all".repeat(100),
+        2 => bytes[..bytes.len() / 2].to_vec(),
+        3 => bytes.iter().enumerate().map(|(at, byte)| if at > 4096 { byte ^ 0x55 } else { *byte }).collect(),
+        4 => {
+            bytes.iter().enumerate().map(|(at, byte)| if at % 97 == 96 { byte ^ 1 } else { *byte }).collect()
+        }
+        _ => {
+            let _ = std::fs::remove_file(dir.join("index.sqlite-wal"));
+            std::fs::remove_file(&file).unwrap();
+            std::fs::create_dir(&file).unwrap();
+            return;
+        }
+    };
+    std::fs::write(&file, spoiled).unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_spoiled_cache_is_built_again_and_never_believed() {
+    for how in 0..=5 {
+        let scene = scene().await;
+        let cache = tempfile::tempdir().unwrap();
+        {
+            let repository = open(scene.store.clone(), cache.path()).await;
+            read(&repository, scene.id).await.unwrap();
+        }
+        spoil(cache.path(), how);
+        let repository = open(scene.store.clone(), cache.path()).await;
+        assert_eq!(read(&repository, scene.id).await.unwrap(), scene.content, "{how}");
+        let mut content = scene.content.clone();
+        content.extend(files(2, 3, 2000).into_iter().map(|(path, bytes)| (format!("x{path}"), bytes)));
+        let second = write(&repository, "b", &content).await.unwrap().manifest;
+        assert_eq!(second.statistics.chunks_new, 6 + 3 + 1, "{how}");
+        assert_eq!(support::assert_all_whole(scene.store.clone()).await, ["a", "b"], "{how}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_cache_that_lies_is_not_believed() {
+    let scene = scene().await;
+    let cache = tempfile::tempdir().unwrap();
+    drop(open(scene.store.clone(), cache.path()).await);
+    let repository = open(scene.store.clone(), cache.path()).await;
+    read(&repository, scene.id).await.unwrap();
+    let dir = std::fs::read_dir(cache.path()).unwrap().next().unwrap().unwrap().path();
+    let database = rusqlite::Connection::open(dir.join("index.sqlite")).unwrap();
+    // Every chunk is said to be in another place of its pack than it is.
+    let changed =
+        database.execute("UPDATE chunk SET position = position + 1, start = start + 1", []).unwrap();
+    assert!(changed > 40);
+    drop(database);
+    // The rows are as if absent: everything is stored again, nothing relies on them.
+    let second = write(&repository, "b", &scene.content).await.unwrap().manifest;
+    assert_eq!(second.statistics.chunks_known, 0);
+    assert_eq!(support::assert_all_whole(scene.store.clone()).await, ["a", "b"]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_cache_directory_that_cannot_be_used_is_done_without() {
+    let scene = scene().await;
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("file");
+    std::fs::write(&file, "").unwrap();
+    let repository = open(scene.store.clone(), &file).await;
+    assert_eq!(read(&repository, scene.id).await.unwrap(), scene.content);
+    // Gone below a running process.
+    let cache = tempfile::tempdir().unwrap();
+    let repository = open(scene.store.clone(), cache.path()).await;
+    cache.close().unwrap();
+    assert_eq!(read(&repository, scene.id).await.unwrap(), scene.content);
+    write(&repository, "b", &files(3, 3, 1000)).await.unwrap();
+    assert_eq!(support::assert_all_whole(scene.store.clone()).await, ["a", "b"]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_cache_of_another_repository_in_the_same_place_is_replaced() {
+    let (first, second) = (scene().await, scene().await);
+    let cache = tempfile::tempdir().unwrap();
+    for scene in [&first, &second] {
+        let repository = open(scene.store.clone(), cache.path()).await;
+        assert_eq!(read(&repository, scene.id).await.unwrap(), scene.content);
+    }
+    let dirs: Vec<_> = std::fs::read_dir(cache.path()).unwrap().map(|dir| dir.unwrap().path()).collect();
+    assert_eq!(dirs.len(), 2);
+    std::fs::copy(dirs[0].join("index.sqlite"), dirs[1].join("index.sqlite")).unwrap();
+    std::fs::copy(dirs[1].join("index.sqlite"), dirs[0].join("index.sqlite")).unwrap();
+    for scene in [&first, &second] {
+        let repository = open(scene.store.clone(), cache.path()).await;
+        assert_eq!(read(&repository, scene.id).await.unwrap(), scene.content);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn verification_can_be_cancelled_and_tells_how_far_it_is() {
+    let scene = scene().await;
+    let cache = tempfile::tempdir().unwrap();
+    let repository: Repository = open(scene.store.clone(), cache.path()).await;
+    let options = VerifyOptions::new(VerifyLevel::Decrypt);
+    options.cancel.cancel();
+    assert!(matches!(repository.verify(scene.id, &options).await, Err(Error::Cancelled)));
+    let seen = Arc::new(std::sync::Mutex::new(Vec::new()));
+    let listener = Arc::clone(&seen);
+    let options = VerifyOptions {
+        progress: Some(Arc::new(move |progress| listener.lock().unwrap().push(progress))),
+        ..VerifyOptions::new(VerifyLevel::Decrypt)
+    };
+    let report = repository.verify(scene.id, &options).await.unwrap();
+    let seen = seen.lock().unwrap().clone();
+    assert!(seen.is_sorted_by_key(|progress| progress.bytes));
+    let last = seen.last().unwrap();
+    assert_eq!((last.bytes, last.bytes_total), (report.bytes_read, report.bytes_read));
+    assert_eq!(last.files, last.files_total);
+    let unknown = "0".repeat(32).parse().unwrap();
+    assert!(matches!(repository.verify(unknown, &options).await, Err(Error::NotFound { .. })));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn objects_swapped_by_an_enemy_are_not_taken_for_each_other() {
+    let scene = scene().await;
+    let packs = objects(&scene.store, "packs").await;
+    let (a, b) = (packs[0].clone(), packs[1].clone());
+    let bytes = scene.store.get(&a).await.unwrap().bytes().await.unwrap();
+    scene.store.put(&b, bytes.into()).await.unwrap();
+    let report = verify(scene.store.clone(), scene.id, VerifyLevel::Hash).await.unwrap();
+    let blamed: BTreeSet<&str> = report.findings.iter().map(|finding| finding.object.as_str()).collect();
+    assert!(blamed.iter().all(|object| *object == b.as_ref() || object.starts_with("chunk")), "{blamed:?}");
+    assert!(!report.is_sound());
+    let _ = clock();
+}

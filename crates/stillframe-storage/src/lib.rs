@@ -1,0 +1,38 @@
+//! The ground that Stillframe stands on: from a URL to an object store, and from a half-written directory to a
+//! published one.
+//!
+//! What is here is what several crates need and none of them owns: [`open`] (URL → [`object_store::ObjectStore`]),
+//! [`StagingDir`] (a directory that is swept when its owner died, and that appears under its final name whole or
+//! not at all), [`RelativePath`] (a name from outside, checked before it reaches the file system), [`Clock`],
+//! [`BandwidthLimit`] and [`failpoint`]. It knows nothing of backups, engines or formats.
+//!
+//! ```
+//! use stillframe_storage::{Location, RelativePath};
+//!
+//! let location: Location = "/var/backups/node".parse()?;
+//! assert_eq!(location.to_string(), "/var/backups/node");
+//! assert!("../etc/passwd".parse::<RelativePath>().is_err());
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
+#![forbid(unsafe_code)]
+
+mod attributes;
+mod bandwidth;
+mod clock;
+mod durable;
+mod failpoint;
+mod location;
+mod relative_path;
+mod space;
+mod staging;
+
+pub use attributes::{Attributes, since_1970};
+pub use bandwidth::BandwidthLimit;
+pub use clock::{Clock, SystemClock};
+pub use durable::{sync_dir, sync_filesystem, sync_tree_dirs};
+pub use failpoint::failpoint;
+pub use location::{Location, LocationError, open};
+pub use object_store;
+pub use relative_path::{RelativePath, RelativePathError};
+pub use space::{DiskSpace, disk_space};
+pub use staging::{PublishError, StagingDir, sweep_leftovers};

@@ -1,0 +1,203 @@
+//! Directories for work in progress: seen by nobody until they are whole, found and removed when their owner died.
+
+use std::fs::{File, OpenOptions};
+use std::io;
+use std::path::{Path, PathBuf};
+
+use rustix::fs::{FlockOperation, flock};
+
+use crate::durable::{sync_dir, sync_tree_dirs};
+use crate::failpoint::failpoint;
+
+/// How every staging directory's name begins. Its lock file has the same name and the ending `.lock`.
+const PREFIX: &str = ".stillframe-";
+const LOCK_SUFFIX: &str = ".lock";
+
+/// A directory `.stillframe-<random>` that belongs to this process.
+///
+/// Ownership is a `flock` on `.stillframe-<random>.lock` beside it. The kernel lets go of it when the process ends in
+/// whatever way, so [`sweep_leftovers`] can tell a dead owner's directory from a living one without clocks or
+/// process ids. Dropping removes directory and lock file.
+#[derive(Debug)]
+pub struct StagingDir {
+    path: PathBuf,
+    lock_path: PathBuf,
+    _lock: File,
+}
+
+/// Why a staged directory could not be published.
+#[derive(Debug, thiserror::Error)]
+pub enum PublishError {
+    /// The final name is taken by something that is not an empty directory. Choose another one.
+    #[error("{0} already exists and is not an empty directory")]
+    Occupied(PathBuf),
+    /// The file system refused.
+    #[error("{path}: {source}")]
+    Io {
+        /// What was being published to.
+        path: PathBuf,
+        /// What the file system said.
+        source: io::Error,
+    },
+}
+
+impl StagingDir {
+    /// Makes one inside `parent`. `name` is 16 random hexadecimal digits or the like, from the caller's generator.
+    pub fn create(parent: &Path, name: &str) -> io::Result<Self> {
+        let path = parent.join(format!("{PREFIX}{name}"));
+        let lock_path = parent.join(format!("{PREFIX}{name}{LOCK_SUFFIX}"));
+        // The lock file first, the directory second: so every directory has a lock file, and one whose lock is free
+        // has no owner.
+        let lock = loop {
+            let file = OpenOptions::new().read(true).write(true).create_new(true).open(&lock_path)?;
+            flock(&file, FlockOperation::NonBlockingLockExclusive)?;
+            // A sweeper may have taken the new file for a leftover before it was locked.
+            if is_same_file(&file, &lock_path)? {
+                break file;
+            }
+        };
+        failpoint("staging::locked");
+        match std::fs::create_dir(&path) {
+            Ok(()) => Ok(Self { path, lock_path, _lock: lock }),
+            Err(error) => {
+                // Best effort: the sweep finds what is left.
+                let _ = std::fs::remove_file(&lock_path);
+                Err(error)
+            }
+        }
+    }
+
+    /// The directory.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Makes the directory appear as `target`, whole: directories below it are made durable, then it is renamed, then
+    /// the name is made durable. Files must be durable already. `target` may be an empty directory.
+    pub fn publish(self, target: &Path) -> Result<(), PublishError> {
+        let staged = self.path.clone();
+        self.publish_part(&staged, target)
+    }
+
+    /// Like [`Self::publish`] for one directory inside this one; the rest is removed.
+    pub fn publish_part(self, part: &Path, target: &Path) -> Result<(), PublishError> {
+        let io_error = |source| PublishError::Io { path: target.to_owned(), source };
+        sync_tree_dirs(part).map_err(io_error)?;
+        failpoint("staging::synced");
+        std::fs::rename(part, target).map_err(|error| match error.kind() {
+            io::ErrorKind::DirectoryNotEmpty
+            | io::ErrorKind::AlreadyExists
+            | io::ErrorKind::NotADirectory => PublishError::Occupied(target.to_owned()),
+            _ => io_error(error),
+        })?;
+        failpoint("staging::renamed");
+        let parent = match target.parent() {
+            Some(parent) if !parent.as_os_str().is_empty() => parent,
+            _ => Path::new("."),
+        };
+        sync_dir(parent).map_err(io_error)
+    }
+}
+
+impl Drop for StagingDir {
+    fn drop(&mut self) {
+        // What cannot be removed now is found by the next sweep: the lock file goes last, and only if the rest is gone.
+        let gone = match std::fs::remove_dir_all(&self.path) {
+            Ok(()) => true,
+            Err(error) => error.kind() == io::ErrorKind::NotFound,
+        };
+        if gone {
+            let _ = std::fs::remove_file(&self.lock_path);
+        } else {
+            tracing::warn!(path = %self.path.display(), "could not remove a staging directory; the next run will");
+        }
+    }
+}
+
+/// Removes the staging directories in `parent` whose owner is gone, and returns them. What belongs to a living process or
+/// cannot be opened (another user's) stays.
+pub fn sweep_leftovers(parent: &Path) -> io::Result<Vec<PathBuf>> {
+    let mut swept = Vec::new();
+    for entry in std::fs::read_dir(parent)? {
+        let lock_path = entry?.path();
+        let Some(dir) = directory_of_lock(&lock_path) else { continue };
+        let Ok(lock) = OpenOptions::new().read(true).write(true).open(&lock_path) else { continue };
+        if flock(&lock, FlockOperation::NonBlockingLockExclusive).is_err() {
+            continue;
+        }
+        match std::fs::remove_dir_all(&dir) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                tracing::warn!(path = %dir.display(), %error, "could not remove a leftover");
+                continue;
+            }
+            Ok(()) => swept.push(dir),
+            Err(_) => {}
+        }
+        if let Err(error) = std::fs::remove_file(&lock_path)
+            && error.kind() != io::ErrorKind::NotFound
+        {
+            return Err(error);
+        }
+    }
+    Ok(swept)
+}
+
+fn directory_of_lock(lock_path: &Path) -> Option<PathBuf> {
+    let name = lock_path.file_name()?.to_str()?;
+    let dir = name.strip_suffix(LOCK_SUFFIX).filter(|dir| dir.starts_with(PREFIX))?;
+    Some(lock_path.with_file_name(dir))
+}
+
+fn is_same_file(file: &File, path: &Path) -> io::Result<bool> {
+    use std::os::unix::fs::MetadataExt;
+    let ours = file.metadata()?;
+    match std::fs::symlink_metadata(path) {
+        Ok(theirs) => Ok(ours.dev() == theirs.dev() && ours.ino() == theirs.ino()),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
+        Err(error) => Err(error),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_living_owner_keeps_its_directory_and_a_dead_one_loses_it() {
+        let parent = tempfile::tempdir().unwrap();
+        let alive = StagingDir::create(parent.path(), "alive").unwrap();
+        std::fs::write(alive.path().join("x"), "x").unwrap();
+        // What a killed process leaves: a directory and a lock file that nobody holds.
+        let dead = parent.path().join(".stillframe-dead");
+        std::fs::create_dir_all(dead.join("deep")).unwrap();
+        std::fs::write(parent.path().join(".stillframe-dead.lock"), "").unwrap();
+        std::fs::write(parent.path().join("foreign.lock"), "").unwrap();
+
+        assert_eq!(sweep_leftovers(parent.path()).unwrap(), vec![dead.clone()]);
+        assert!(!dead.exists());
+        assert!(alive.path().join("x").exists());
+        drop(alive);
+        let left: Vec<_> =
+            std::fs::read_dir(parent.path()).unwrap().map(|e| e.unwrap().file_name()).collect();
+        assert_eq!(left, ["foreign.lock"], "nothing of ours is left and nothing foreign is touched");
+    }
+
+    #[test]
+    fn publishing_never_replaces_what_is_there() {
+        let parent = tempfile::tempdir().unwrap();
+        let occupied = parent.path().join("occupied");
+        std::fs::create_dir(&occupied).unwrap();
+        std::fs::write(occupied.join("precious"), "1").unwrap();
+        let staging = StagingDir::create(parent.path(), "a").unwrap();
+        assert!(matches!(staging.publish(&occupied), Err(PublishError::Occupied(_))));
+        assert!(occupied.join("precious").exists());
+
+        let empty = parent.path().join("empty");
+        std::fs::create_dir(&empty).unwrap();
+        let staging = StagingDir::create(parent.path(), "b").unwrap();
+        std::fs::write(staging.path().join("new"), "1").unwrap();
+        staging.publish(&empty).unwrap();
+        assert!(empty.join("new").exists());
+        assert_eq!(std::fs::read_dir(parent.path()).unwrap().count(), 2, "locks and staging are gone");
+    }
+}

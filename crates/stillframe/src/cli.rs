@@ -1,0 +1,333 @@
+//! The command line: what can be asked for, and how.
+
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use stillframe_jobs::CpuPercent;
+
+use crate::sizes::{Reserve, Size};
+
+/// Hot backup of live databases (RocksDB, LevelDB, fjall, SQLite), encrypted, verified, without chains.
+#[derive(Debug, Parser)]
+#[command(name = "stillframe", version, propagate_version = true, disable_help_subcommand = true)]
+#[command(after_help = "\
+Examples:
+  stillframe repo init /backups/node
+  stillframe backup rocksdb:/var/lib/node/db -r /backups/node --name nightly
+  stillframe snapshots -r /backups/node
+  stillframe restore latest -r /backups/node --to /var/lib/node/db-restored
+
+Exit codes:
+  0 done                       20 source cannot be captured    30 repository or backup damaged
+  1 failed                     21 source too busy              130 cancelled
+  2 wrong usage                22 no space
+  10 no repository there       23 permission denied
+  12 wrong or no passphrase    24 no such backup, or ambiguous")]
+pub struct Cli {
+    /// Print one JSON object per line on standard output instead of text (docs/json.md)
+    #[arg(long, global = true)]
+    pub json: bool,
+    /// Say nothing but errors
+    #[arg(short, long, global = true)]
+    pub quiet: bool,
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// What to do.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Back up live databases into a repository
+    Backup(Backup),
+    /// Bring a backup back as a directory
+    Restore(Restore),
+    /// List the backups of a repository
+    #[command(visible_alias = "ls")]
+    Snapshots(Snapshots),
+    /// Show one backup: its sources, times, warnings and files
+    Show(Show),
+    /// Check that backups can be restored
+    Verify(Verify),
+    /// Make a repository, or look at one
+    #[command(subcommand)]
+    Repo(RepoCommand),
+    /// Passphrases of a repository
+    #[command(subcommand)]
+    Key(KeyCommand),
+    /// Images without a repository: plain directories that the engine itself can open
+    #[command(subcommand)]
+    Image(ImageCommand),
+    /// What ran, what is running, how it ended
+    Jobs(Jobs),
+    /// Watch it work: two busy databases, backed up, destroyed, restored and compared, in under a minute
+    Demo,
+    /// Print a completion script for a shell
+    Completions {
+        /// Which shell
+        shell: clap_complete::Shell,
+    },
+    /// A busy database for the demonstration and for tests
+    #[command(hide = true)]
+    DemoWriter(DemoWriter),
+}
+
+/// Which repository, and how to open it.
+#[derive(Debug, Args)]
+pub struct RepoArgs {
+    /// The repository: /path or file:///path
+    #[arg(short, long, env = "STILLFRAME_REPO", value_name = "REPO")]
+    pub repo: String,
+    #[command(flatten)]
+    pub passphrase: PassphraseArgs,
+}
+
+/// Where the passphrase comes from.
+#[derive(Debug, Args)]
+pub struct PassphraseArgs {
+    /// Read the passphrase from the first line of this file; otherwise STILLFRAME_PASSPHRASE, otherwise it is asked for
+    #[arg(long, value_name = "FILE", env = "STILLFRAME_PASSPHRASE_FILE")]
+    pub passphrase_file: Option<PathBuf>,
+}
+
+/// How to capture.
+#[derive(Debug, Args)]
+pub struct CaptureArgs {
+    /// Where the image lives while it is read; best on the same file system as the source [default: beside the source]
+    #[arg(long, value_name = "DIR")]
+    pub staging: Option<PathBuf>,
+    /// How long to look for a still moment, in seconds
+    #[arg(long, value_name = "SECONDS", default_value_t = 60, value_parser = clap::value_parser!(u64).range(1..=86_400))]
+    pub deadline: u64,
+    /// RocksDB: the write-ahead log's directory, if OPTIONS does not say it
+    #[arg(long, value_name = "DIR")]
+    pub wal_dir: Option<PathBuf>,
+    /// RocksDB: one of db_paths; repeat it in their order
+    #[arg(long = "db-path", value_name = "DIR")]
+    pub db_paths: Vec<PathBuf>,
+    /// RocksDB: one of a column family's cf_paths; repeat it in their order
+    #[arg(long = "cf-path", value_name = "FAMILY=DIR", value_parser = parse_cf_path)]
+    pub cf_paths: Vec<(String, PathBuf)>,
+    /// SQLite in rollback mode: for how long its application's commits may wait, in seconds
+    #[arg(long, value_name = "SECONDS", default_value_t = 5, value_parser = clap::value_parser!(u64).range(1..=3600))]
+    pub sqlite_lock_timeout: u64,
+    /// SQLite in WAL mode: give up when the WAL has grown to this size
+    #[arg(long, value_name = "SIZE", default_value = "4GiB")]
+    pub sqlite_wal_cap: Size,
+    /// Capture a SQLite WAL database also as a user that is neither its owner nor root
+    #[arg(long)]
+    pub force: bool,
+}
+
+fn parse_cf_path(text: &str) -> Result<(String, PathBuf), String> {
+    match text.split_once('=') {
+        Some((family, dir)) if !family.is_empty() && !dir.is_empty() => {
+            Ok((family.to_owned(), PathBuf::from(dir)))
+        }
+        _ => Err("write FAMILY=DIR".to_owned()),
+    }
+}
+
+/// `backup`.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  stillframe backup rocksdb:/var/lib/node/db -r /backups/node
+  stillframe backup /var/lib/app/db.sqlite fjall:/var/lib/app/kv --name nightly --tag prod
+A source without an engine is recognised by its files. Several sources make one backup, captured as close together in
+time as can be.")]
+pub struct Backup {
+    /// rocksdb:DIR, leveldb:DIR, fjall:DIR, sqlite:FILE, files:DIR, or a path to be recognised
+    #[arg(required = true, value_name = "SOURCE")]
+    pub sources: Vec<String>,
+    #[command(flatten)]
+    pub repo: RepoArgs,
+    /// A label to find the backup by; need not be unique
+    #[arg(long)]
+    pub name: Option<String>,
+    /// A mark for later selection; may be repeated
+    #[arg(long = "tag", value_name = "TAG")]
+    pub tags: Vec<String>,
+    /// Use all cores at normal priority instead of giving way to others
+    #[arg(long)]
+    pub fast: bool,
+    /// Capture, and say what a backup would do; write nothing
+    #[arg(long)]
+    pub dry_run: bool,
+    /// Send at most this many bytes per second (for example 20MiB)
+    #[arg(long, value_name = "SIZE")]
+    pub limit_bandwidth: Option<Size>,
+    /// Share of the processors that may be used, in percent
+    #[arg(long, value_name = "PERCENT")]
+    pub cpu_percent: Option<CpuPercent>,
+    /// Stop when the source's disk has less free space than this [default: the larger of 5% and 1GiB]
+    #[arg(long, value_name = "SIZE|PERCENT")]
+    pub reserve: Option<Reserve>,
+    #[command(flatten)]
+    pub capture: CaptureArgs,
+}
+
+/// `restore`.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  stillframe restore latest -r /backups/node --to /var/lib/node/db-new
+  stillframe restore nightly -r /backups/node --source kv --to /tmp/kv
+The directory appears whole or not at all. A database whose files lay in several directories comes back in named
+directories below it; the options to set are printed.")]
+pub struct Restore {
+    /// latest, a name, or the beginning of an id
+    pub backup: String,
+    #[command(flatten)]
+    pub repo: RepoArgs,
+    /// Where to; must not exist, or be empty
+    #[arg(long, value_name = "DIR")]
+    pub to: PathBuf,
+    /// Only this source of the backup
+    #[arg(long, value_name = "NAME")]
+    pub source: Option<String>,
+    /// Bring a source or a named directory (wal_dir, db_path-1, …) back under another name; `.` is the main directory
+    #[arg(long = "map", value_name = "OLD=NEW", value_parser = parse_map)]
+    pub map: Vec<(String, String)>,
+}
+
+fn parse_map(text: &str) -> Result<(String, String), String> {
+    match text.split_once('=') {
+        Some((old, new)) if !old.is_empty() && !new.is_empty() => Ok((old.to_owned(), new.to_owned())),
+        _ => Err("write OLD=NEW".to_owned()),
+    }
+}
+
+/// `snapshots`.
+#[derive(Debug, Args)]
+pub struct Snapshots {
+    #[command(flatten)]
+    pub repo: RepoArgs,
+    /// Only those with this tag
+    #[arg(long)]
+    pub tag: Option<String>,
+    /// Only those with this name
+    #[arg(long)]
+    pub name: Option<String>,
+}
+
+/// `show`.
+#[derive(Debug, Args)]
+pub struct Show {
+    /// latest, a name, or the beginning of an id
+    pub backup: String,
+    #[command(flatten)]
+    pub repo: RepoArgs,
+    /// Also list the files
+    #[arg(long)]
+    pub files: bool,
+}
+
+/// How deep to look.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Level {
+    /// Every object that the backup needs is there
+    Exists,
+    /// …and its stored bytes are as they were written
+    Hash,
+    /// …and every chunk decrypts to its content
+    Decrypt,
+    /// …and the restored database passes its engine's checks
+    Open,
+}
+
+/// `verify`.
+#[derive(Debug, Args)]
+pub struct Verify {
+    /// latest, a name, or the beginning of an id
+    #[arg(default_value = "latest")]
+    pub backup: String,
+    #[command(flatten)]
+    pub repo: RepoArgs,
+    /// How deep to look
+    #[arg(long, value_enum, default_value_t = Level::Decrypt)]
+    pub level: Level,
+    /// For `open`: where to restore to for the check [default: the system's temporary directory]
+    #[arg(long, value_name = "DIR")]
+    pub staging: Option<PathBuf>,
+}
+
+/// `repo …`.
+#[derive(Debug, Subcommand)]
+pub enum RepoCommand {
+    /// Make a new repository, encrypted with a passphrase unless told otherwise
+    Init {
+        /// Where: /path or file:///path
+        url: String,
+        #[command(flatten)]
+        passphrase: PassphraseArgs,
+        /// Anybody who can read the files can read the backups
+        #[arg(long, conflicts_with = "passphrase_file")]
+        no_encryption: bool,
+    },
+    /// Show what a repository is and how much it holds
+    Info {
+        #[command(flatten)]
+        repo: RepoArgs,
+    },
+}
+
+/// `key …`.
+#[derive(Debug, Subcommand)]
+pub enum KeyCommand {
+    /// Let another passphrase open the repository
+    Add {
+        #[command(flatten)]
+        repo: RepoArgs,
+        /// Read the new passphrase from the first line of this file; otherwise STILLFRAME_NEW_PASSPHRASE, otherwise asked for
+        #[arg(long, value_name = "FILE")]
+        new_passphrase_file: Option<PathBuf>,
+        /// For whom or what it is
+        #[arg(long, default_value = "")]
+        label: String,
+    },
+    /// List the keys (never the secrets)
+    List {
+        #[command(flatten)]
+        repo: RepoArgs,
+    },
+}
+
+/// `image …`.
+#[derive(Debug, Subcommand)]
+pub enum ImageCommand {
+    /// Capture a source into a directory that its engine can open
+    Create {
+        /// rocksdb:DIR, leveldb:DIR, fjall:DIR, sqlite:FILE, files:DIR, or a path to be recognised
+        source: String,
+        /// Where to; must not exist, or be empty
+        #[arg(long, value_name = "DIR")]
+        to: PathBuf,
+        #[command(flatten)]
+        capture: CaptureArgs,
+    },
+    /// Check an image, or a restored database, without opening it
+    Validate {
+        /// The directory (for SQLite also the file)
+        dir: PathBuf,
+        /// The engine, where there is no snapshot.json and it cannot be recognised
+        #[arg(long)]
+        engine: Option<String>,
+    },
+}
+
+/// `jobs`.
+#[derive(Debug, Args)]
+pub struct Jobs {
+    /// How many, newest first
+    #[arg(long, default_value_t = 20)]
+    pub limit: usize,
+}
+
+/// A writer whose acknowledged work can be checked.
+#[derive(Debug, Args)]
+pub struct DemoWriter {
+    /// The arguments of the writer.
+    #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+    pub arguments: Vec<String>,
+}

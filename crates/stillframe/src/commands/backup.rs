@@ -1,0 +1,170 @@
+//! `backup`.
+
+use std::collections::BTreeSet;
+use std::path::Path;
+use std::sync::Arc;
+
+use serde_json::json;
+use stillframe_engine::create::{CreateOptions, CreateOutcome, CreatePlan, Origin, create, plan};
+use stillframe_engine::{NamedSource, Reserve};
+use stillframe_jobs::{CpuShare, Pace, Phase};
+use stillframe_storage::BandwidthLimit;
+
+use crate::cli::Backup;
+use crate::commands::parse_source;
+use crate::failure::{Failure, Kind};
+use crate::place;
+use crate::repository::open_repository;
+use crate::session::Session;
+use crate::sizes::{self, bytes, span};
+
+/// Captures the sources and writes one backup, or says what it would do.
+pub async fn run(session: &Session, args: &Backup) -> Result<(), Failure> {
+    let sources = named_sources(&args.sources)?;
+    let repo = open_repository(&args.repo).await?;
+    let options = CreateOptions {
+        sources,
+        name: args.name.clone(),
+        tags: args.tags.clone(),
+        capture: (&args.capture).into(),
+        reserve: match args.reserve {
+            None => Reserve::Default,
+            Some(sizes::Reserve::Bytes(count)) => Reserve::Bytes(count),
+            Some(sizes::Reserve::Percent(percent)) => Reserve::Percent(percent),
+        },
+        bandwidth: args.limit_bandwidth.map(|limit| Arc::new(BandwidthLimit::new(limit.0))),
+        cache_dir: place::cache_dir()?,
+        origin: origin()?,
+    };
+    let pace = if args.fast { Pace::Fast } else { Pace::Polite };
+    let share = CpuShare::on_this_machine(pace, args.cpu_percent);
+    let subject = args.sources.join(" ");
+    if args.dry_run {
+        let plan = session
+            .run_job("plan", &subject, &[Phase::Capturing], share, async |job, surroundings| {
+                let plan = plan(&repo, &options, job, surroundings).await?;
+                let outcome = plan_object(&plan);
+                Ok((plan, outcome))
+            })
+            .await?;
+        tell_plan(session, &plan);
+        return Ok(());
+    }
+    let began = session.clock.monotonic();
+    let phases = [Phase::Capturing, Phase::Transferring, Phase::Sealing];
+    let outcome = session
+        .run_job("create", &subject, &phases, share, async |job, surroundings| {
+            let outcome = create(&repo, &options, job, surroundings).await?;
+            let object = outcome_object(&outcome);
+            Ok((outcome, object))
+        })
+        .await?;
+    for snapshot in &outcome.snapshots {
+        for weakening in &snapshot.weakening {
+            session.console.warn(format!("{}: {}", weakening.setting, weakening.effect));
+        }
+    }
+    let took = session.clock.monotonic().saturating_sub(began);
+    let statistics = &outcome.statistics;
+    session.console.line(format!(
+        "backup {} saved in {}: {} read, {} taken over unread, {} new, {} stored",
+        outcome.id,
+        span(took),
+        bytes(statistics.bytes_read),
+        bytes(statistics.bytes_taken_over),
+        bytes(statistics.bytes_new),
+        bytes(statistics.bytes_stored),
+    ));
+    session.console.object("backup", outcome_object(&outcome));
+    Ok(())
+}
+
+/// Each source's name in the backup: the last part of its path, made unique with a number.
+fn named_sources(given: &[String]) -> Result<Vec<NamedSource>, Failure> {
+    let mut taken = BTreeSet::new();
+    let mut named = Vec::new();
+    for text in given {
+        let source = parse_source(text)?;
+        let base = source
+            .path
+            .file_name()
+            .map_or_else(|| "root".to_owned(), |name| name.to_string_lossy().into_owned());
+        if named.iter().any(|named: &NamedSource| named.source == source) {
+            return Err(Failure::new(Kind::Usage, format!("{text} is given twice")));
+        }
+        let name = (1..=u32::MAX)
+            .map(|n| if n == 1 { base.clone() } else { format!("{base}-{n}") })
+            .find(|name| taken.insert(name.clone()))
+            .expect("there are fewer sources than numbers");
+        named.push(NamedSource { name, source });
+    }
+    Ok(named)
+}
+
+fn origin() -> Result<Origin, Failure> {
+    let host = rustix::system::uname().nodename().to_string_lossy().into_owned();
+    let user = std::env::var("USER").or_else(|_| std::env::var("LOGNAME"));
+    Ok(Origin {
+        host,
+        user: user.unwrap_or_else(|_| format!("uid {}", rustix::process::getuid().as_raw())),
+        program: concat!("stillframe ", env!("CARGO_PKG_VERSION")).to_owned(),
+        writer: writer_id(&place::state_dir()?)?,
+    })
+}
+
+/// The same for all backups of one installation: drawn once, kept with the job history.
+fn writer_id(state: &Path) -> Result<String, Failure> {
+    let path = state.join("writer-id");
+    let failed = |error: std::io::Error| Failure::new(Kind::Failed, format!("{}: {error}", path.display()));
+    match std::fs::read_to_string(&path) {
+        Ok(id) if !id.trim().is_empty() => return Ok(id.trim().to_owned()),
+        Ok(_) => {}
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
+        Err(error) => return Err(failed(error)),
+    }
+    let id = format!("{}{}", crate::session::random_name(), crate::session::random_name());
+    let draft = state.join(format!("writer-id.{id}"));
+    std::fs::write(&draft, &id).map_err(failed)?;
+    std::fs::rename(&draft, &path).map_err(failed)?;
+    Ok(id)
+}
+
+fn tell_plan(session: &Session, plan: &CreatePlan) {
+    for source in &plan.sources {
+        session.console.answer(format!(
+            "{}: {} files, {}; unchanged and not to be read: {} files, {}; to be read: {}",
+            source.name,
+            source.files,
+            bytes(source.bytes),
+            source.unchanged_files,
+            bytes(source.unchanged_bytes),
+            bytes(source.bytes - source.unchanged_bytes),
+        ));
+    }
+    session.console.answer("nothing was written");
+    session.console.object("plan", plan_object(plan));
+}
+
+fn plan_object(plan: &CreatePlan) -> serde_json::Value {
+    let sources: Vec<_> = plan
+        .sources
+        .iter()
+        .map(|source| {
+            json!({ "name": source.name, "files": source.files, "bytes": source.bytes,
+                "unchanged_files": source.unchanged_files, "unchanged_bytes": source.unchanged_bytes })
+        })
+        .collect();
+    json!({ "sources": sources, "base": plan.base.map(|id| id.to_string()) })
+}
+
+fn outcome_object(outcome: &CreateOutcome) -> serde_json::Value {
+    let sources: Vec<_> = outcome
+        .snapshots
+        .iter()
+        .map(|snapshot| {
+            json!({ "source": snapshot.source, "engine": snapshot.engine.name(), "instant": snapshot.instant,
+                "window_us": snapshot.window_us, "attempts": snapshot.attempts, "weakening": snapshot.weakening })
+        })
+        .collect();
+    json!({ "id": outcome.id.to_string(), "sources": sources, "statistics": outcome.statistics })
+}

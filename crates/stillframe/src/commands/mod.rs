@@ -1,0 +1,72 @@
+//! One file for each command: it takes the options, calls a verb, and says what came of it.
+
+pub mod backup;
+pub mod image;
+pub mod jobs;
+pub mod key;
+pub mod repo;
+pub mod restore;
+pub mod show;
+pub mod snapshots;
+pub mod verify;
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use stillframe_capture::{CaptureOptions, Engine, Source, detect};
+
+use crate::cli::CaptureArgs;
+use crate::failure::{Failure, Kind};
+
+impl From<&CaptureArgs> for CaptureOptions {
+    fn from(args: &CaptureArgs) -> Self {
+        let mut cf_paths = std::collections::BTreeMap::<String, Vec<PathBuf>>::new();
+        for (family, dir) in &args.cf_paths {
+            cf_paths.entry(family.clone()).or_default().push(dir.clone());
+        }
+        Self {
+            staging: args.staging.clone(),
+            deadline: Duration::from_secs(args.deadline),
+            wal_dir: args.wal_dir.clone(),
+            db_paths: args.db_paths.clone(),
+            cf_paths,
+            sqlite_lock_timeout: Duration::from_secs(args.sqlite_lock_timeout),
+            sqlite_wal_cap: args.sqlite_wal_cap.0,
+            force: args.force,
+        }
+    }
+}
+
+/// `engine:path`, or a path whose engine is recognised by its files.
+pub fn parse_source(text: &str) -> Result<Source, Failure> {
+    let usage = |message: String| Failure::new(Kind::Usage, message);
+    let mut source = if let Ok(source) = text.parse::<Source>() {
+        source
+    } else {
+        let path = PathBuf::from(text);
+        if !path.exists() {
+            let hint =
+                "write rocksdb:DIR, leveldb:DIR, fjall:DIR, sqlite:FILE, files:DIR or the path of a database";
+            return Err(usage(format!("{text}: no such file or directory; {hint}")));
+        }
+        match detect(&path)? {
+            Some(engine) => Source { engine, path },
+            None if path.is_dir() => {
+                return Err(usage(format!(
+                    "{text}: no database is recognised here; for plain files without consistency write files:{text}"
+                )));
+            }
+            None => return Err(usage(format!("{text}: this is not a database that is known"))),
+        }
+    };
+    // Descriptions and later runs must not depend on where this one was started.
+    source.path = std::path::absolute(&source.path)
+        .map_err(|error| usage(format!("{}: {error}", source.path.display())))?;
+    if source.engine == Engine::Sqlite && source.path.is_dir() {
+        return Err(usage(format!(
+            "{}: a SQLite source is a file, this is a directory",
+            source.path.display()
+        )));
+    }
+    Ok(source)
+}

@@ -1,0 +1,43 @@
+//! `repo init` and `repo info`.
+
+use std::sync::Arc;
+
+use serde_json::json;
+
+use crate::cli::RepoCommand;
+use crate::failure::Failure;
+use crate::repository::{init_repository, open_repository};
+use crate::session::Session;
+use crate::sizes::bytes;
+
+/// Runs either.
+pub async fn run(session: &Session, command: &RepoCommand) -> Result<(), Failure> {
+    match command {
+        RepoCommand::Init { url, passphrase, no_encryption } => {
+            let repo = init_repository(url, passphrase, *no_encryption, Arc::clone(&session.clock)).await?;
+            let kind = if *no_encryption { "not encrypted" } else { "encrypted" };
+            session.console.line(format!("repository {} made in {url}, {kind}", repo.id()));
+            if !no_encryption {
+                session.console.note("keep the passphrase: without it nobody can read the backups");
+            }
+            session.console.object(
+                "repository",
+                json!({ "id": repo.id().to_string(), "url": url, "encrypted": !no_encryption }),
+            );
+        }
+        RepoCommand::Info { repo: args } => {
+            let repo = open_repository(args).await?;
+            let info = repo.info().await?;
+            let encrypted = if info.encrypted { "encrypted" } else { "not encrypted" };
+            session.console.answer(format!("repository {}, format {}, {encrypted}", info.id, info.format));
+            session.console.answer(format!("{} backups, {} keys", info.backups, info.keys));
+            session.console.answer(format!("{} packs, {}", info.packs, bytes(info.pack_bytes)));
+            session.console.object(
+                "repository",
+                json!({ "id": info.id.to_string(), "url": args.repo, "format": info.format, "encrypted": info.encrypted,
+                    "backups": info.backups, "keys": info.keys, "packs": info.packs, "pack_bytes": info.pack_bytes }),
+            );
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,48 @@
+//! `restore`.
+
+use serde_json::json;
+use stillframe_engine::restore::{RestoreOptions, restore};
+use stillframe_jobs::Phase;
+
+use crate::cli::Restore;
+use crate::failure::Failure;
+use crate::repository::open_repository;
+use crate::session::{Session, full_share};
+use crate::sizes::{bytes, span};
+
+/// Brings one backup back.
+pub async fn run(session: &Session, args: &Restore) -> Result<(), Failure> {
+    let repo = open_repository(&args.repo).await?;
+    let backup = repo.resolve(&args.backup).await?;
+    let options = RestoreOptions {
+        target: args.to.clone(),
+        source: args.source.clone(),
+        map: args.map.iter().cloned().collect(),
+    };
+    let began = session.clock.monotonic();
+    let subject = format!("{backup} to {}", args.to.display());
+    let phases = [Phase::Transferring, Phase::Sealing];
+    let outcome = session
+        .run_job("restore", &subject, &phases, full_share(), async |job, surroundings| {
+            let outcome = restore(&repo, backup, &options, job, surroundings).await?;
+            let object = json!({ "backup": backup.to_string(), "to": args.to, "files": outcome.files, "bytes": outcome.bytes });
+            Ok((outcome, object))
+        })
+        .await?;
+    session.console.line(format!(
+        "backup {backup} is in {}: {} files, {} in {}",
+        args.to.display(),
+        outcome.files,
+        bytes(outcome.bytes),
+        span(session.clock.monotonic().saturating_sub(began)),
+    ));
+    for remark in &outcome.remarks {
+        session.console.answer(remark);
+    }
+    session.console.object(
+        "restored",
+        json!({ "backup": backup.to_string(), "to": args.to, "files": outcome.files, "bytes": outcome.bytes,
+            "remarks": outcome.remarks }),
+    );
+    Ok(())
+}

@@ -1,0 +1,87 @@
+//! `show`.
+
+use std::time::Duration;
+
+use serde_json::json;
+use stillframe_repo::{FileKind, Repository, SourceManifest};
+
+use crate::cli::Show;
+use crate::commands::snapshots;
+use crate::failure::Failure;
+use crate::repository::open_repository;
+use crate::session::Session;
+use crate::sizes::{bytes, span};
+
+/// Everything about one backup.
+pub async fn run(session: &Session, args: &Show) -> Result<(), Failure> {
+    let repo = open_repository(&args.repo).await?;
+    let id = repo.resolve(&args.backup).await?;
+    let manifest = repo.manifest(id).await?;
+    let (draft, statistics) = (&manifest.draft, &manifest.statistics);
+    let console = &session.console;
+    console.object("snapshot", snapshots::object(&manifest));
+    console.answer(format!("backup   {id}"));
+    console.answer(format!(
+        "created  {} by {}@{} with {}",
+        manifest.created, draft.user, draft.host, draft.program
+    ));
+    if let Some(name) = &draft.name {
+        console.answer(format!("name     {name}"));
+    }
+    if !draft.tags.is_empty() {
+        console.answer(format!("tags     {}", draft.tags.join(", ")));
+    }
+    console.answer(format!(
+        "work     {} read, {} taken over unread, {} new, {} stored",
+        bytes(statistics.bytes_read),
+        bytes(statistics.bytes_taken_over),
+        bytes(statistics.bytes_new),
+        bytes(statistics.bytes_stored),
+    ));
+    for source in &draft.sources {
+        console.answer(format!(
+            "source   {}: {} at {}, {} files, {}, window {} ({} attempts)",
+            source.name,
+            source.url,
+            source.instant,
+            source.file_count,
+            bytes(source.bytes),
+            span(Duration::from_micros(source.window_us)),
+            source.attempts,
+        ));
+        if args.files {
+            list_files(session, &repo, source).await?;
+        }
+    }
+    for warning in &draft.warnings {
+        console.answer(format!("warning  {warning}"));
+    }
+    Ok(())
+}
+
+async fn list_files(session: &Session, repo: &Repository, source: &SourceManifest) -> Result<(), Failure> {
+    let mut list = repo.files(source.files);
+    while let Some(entry) = list.next().await? {
+        let kind = match &entry.kind {
+            FileKind::File { .. } => "file",
+            FileKind::Directory => "directory",
+            FileKind::Symlink { .. } => "symlink",
+        };
+        session.console.answer(format!(
+            "  {:04o} {:>5}:{:<5} {:>10}  {}  {}",
+            entry.mode,
+            entry.uid,
+            entry.gid,
+            bytes(entry.size()),
+            entry.role,
+            entry.display_path(),
+        ));
+        session.console.object(
+            "file",
+            json!({ "source": source.name, "directory": entry.directory, "path": entry.path, "kind": kind,
+                "role": entry.role, "size": entry.size(), "mode": entry.mode, "uid": entry.uid, "gid": entry.gid,
+                "mtime": entry.mtime }),
+        );
+    }
+    Ok(())
+}

@@ -1,0 +1,61 @@
+//! `verify`.
+
+use serde_json::json;
+use stillframe_engine::verify::{self, VerifyOptions, verify};
+use stillframe_jobs::Phase;
+
+use crate::cli::{Level, Verify};
+use crate::failure::{Failure, Kind};
+use crate::repository::open_repository;
+use crate::session::{Session, full_share};
+use crate::sizes::{bytes, span};
+
+/// Looks at one backup; damage is a failure of its own kind.
+pub async fn run(session: &Session, args: &Verify) -> Result<(), Failure> {
+    let repo = open_repository(&args.repo).await?;
+    let backup = repo.resolve(&args.backup).await?;
+    let (level, word) = match args.level {
+        Level::Exists => (verify::Level::Exists, "exists"),
+        Level::Hash => (verify::Level::Hash, "hash"),
+        Level::Decrypt => (verify::Level::Decrypt, "decrypt"),
+        Level::Open => (verify::Level::Open, "open"),
+    };
+    let staging = args.staging.clone().unwrap_or_else(std::env::temp_dir);
+    let options = VerifyOptions { level, staging };
+    let began = session.clock.monotonic();
+    let subject = format!("{backup} at level {word}");
+    let outcome = session
+        .run_job("verify", &subject, &[Phase::Transferring], full_share(), async |job, surroundings| {
+            let outcome = verify(&repo, backup, &options, job, surroundings).await?;
+            if let Some(first) = outcome.damage.first() {
+                outcome.damage.iter().for_each(|damage| session.console.answer(damage));
+                let damage: Vec<_> = outcome.damage.iter().collect();
+                session.console.object(
+                    "damage",
+                    json!({ "backup": backup.to_string(), "level": word, "damage": damage }),
+                );
+                let more = outcome.damage.len() - 1;
+                let more = if more == 0 { String::new() } else { format!(" (and {more} more)") };
+                return Err(Failure::new(
+                    Kind::Damaged,
+                    format!("backup {backup} is damaged: {first}{more}"),
+                ));
+            }
+            let object = json!({ "level": word, "files": outcome.files, "bytes": outcome.bytes });
+            Ok((outcome, object))
+        })
+        .await?;
+    session.console.line(format!(
+        "backup {backup} is sound at level {word}: {} files, {}, {} packs, looked at in {}",
+        outcome.files,
+        bytes(outcome.bytes),
+        outcome.packs,
+        span(session.clock.monotonic().saturating_sub(began)),
+    ));
+    session.console.object(
+        "verified",
+        json!({ "backup": backup.to_string(), "level": word, "files": outcome.files, "bytes": outcome.bytes,
+            "packs": outcome.packs }),
+    );
+    Ok(())
+}

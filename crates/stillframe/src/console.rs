@@ -1,0 +1,214 @@
+//! What the user sees: a bar on a terminal, plain lines otherwise, JSON lines on request.
+
+use std::io::{IsTerminal, Write};
+use std::sync::Mutex;
+use std::time::Duration;
+
+use indicatif::{ProgressBar, ProgressStyle};
+use serde_json::{Value, json};
+use stillframe_engine::Event;
+use stillframe_jobs::Reading;
+use stillframe_storage::Clock;
+
+use crate::failure::Failure;
+use crate::sizes::{bytes, span};
+
+/// How much is said, and in what form.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Mode {
+    Terminal,
+    Plain,
+    Json,
+    Quiet,
+}
+
+/// How often plain output and JSON tell of progress.
+const PROGRESS_EVERY: Duration = Duration::from_secs(5);
+
+/// Standard output for results, standard error for everything on the way.
+pub struct Console {
+    mode: Mode,
+    bar: Mutex<Option<ProgressBar>>,
+    told: Mutex<Option<Duration>>,
+    clock: Box<dyn Clock>,
+}
+
+impl Console {
+    /// As the options and the terminal say.
+    pub fn new(json: bool, quiet: bool, clock: Box<dyn Clock>) -> Self {
+        let mode = if json {
+            Mode::Json
+        } else if quiet {
+            Mode::Quiet
+        } else if std::io::stderr().is_terminal() {
+            Mode::Terminal
+        } else {
+            Mode::Plain
+        };
+        Self { mode, bar: Mutex::new(None), told: Mutex::new(None), clock }
+    }
+
+    /// Whether results are JSON.
+    pub fn is_json(&self) -> bool {
+        self.mode == Mode::Json
+    }
+
+    /// A line of a result, for people.
+    pub fn line(&self, text: impl AsRef<str>) {
+        if !self.is_json() && self.mode != Mode::Quiet {
+            self.clear_bar();
+            print_line(text.as_ref());
+        }
+    }
+
+    /// A line that is the result itself and is printed also when nothing else is (a list that was asked for).
+    pub fn answer(&self, text: impl AsRef<str>) {
+        if !self.is_json() {
+            self.clear_bar();
+            print_line(text.as_ref());
+        }
+    }
+
+    /// A result for machines: one object on one line, with its `type`.
+    pub fn object(&self, kind: &str, value: Value) {
+        if self.is_json() {
+            let mut object = json!({ "type": kind });
+            if let (Some(object), Value::Object(fields)) = (object.as_object_mut(), value) {
+                object.extend(fields);
+            }
+            print_line(&object.to_string());
+        }
+    }
+
+    /// Something on the way, for people.
+    pub fn note(&self, text: impl AsRef<str>) {
+        if matches!(self.mode, Mode::Terminal | Mode::Plain) {
+            self.above_bar(text.as_ref());
+        }
+    }
+
+    /// A warning: shown unless JSON is, where it is an object.
+    pub fn warn(&self, text: impl AsRef<str>) {
+        match self.mode {
+            Mode::Json => self.object("warning", json!({ "message": text.as_ref() })),
+            _ => self.above_bar(&format!("warning: {}", text.as_ref())),
+        }
+    }
+
+    /// The last words of a command that failed.
+    pub fn failure(&self, failure: &Failure) {
+        self.clear_bar();
+        if self.is_json() {
+            self.object("error", json!({ "kind": failure.kind.word(), "message": failure.message }));
+        }
+        eprintln!("stillframe: {}", failure.message);
+    }
+
+    /// One event of a verb.
+    pub fn event(&self, event: &Event) {
+        match event {
+            Event::Capturing { source } => self.note(format!("capturing {source}")),
+            Event::Moved { attempt, what } if attempt % 50 == 0 => {
+                self.note(format!("still looking for a still moment: attempt {attempt}, {what} moved"));
+            }
+            Event::Captured { source, files, bytes: size, window, attempts } => {
+                let tries = if *attempts == 1 { "1 attempt" } else { &format!("{attempts} attempts") };
+                self.note(format!(
+                    "captured {source}: {files} files, {} in a window of {} ({tries})",
+                    bytes(*size),
+                    span(*window)
+                ));
+                self.object(
+                    "captured",
+                    json!({ "source": source, "files": files, "bytes": size, "attempts": attempts,
+                        "window_us": u64::try_from(window.as_micros()).unwrap_or(u64::MAX) }),
+                );
+            }
+            Event::Progress(reading) => self.progress(reading),
+            Event::Warning(text) => self.warn(text),
+            Event::Again { why } => self.note(format!("writing again: {why}")),
+            Event::Moved { .. } | Event::Staging(_) => {}
+        }
+    }
+
+    fn progress(&self, reading: &Reading) {
+        if self.mode == Mode::Terminal {
+            let mut bar = lock(&self.bar);
+            let bar = bar.get_or_insert_with(new_bar);
+            bar.set_position(u64::from(reading.percent()));
+            bar.set_message(progress_text(reading));
+            return;
+        }
+        let now = self.clock.monotonic();
+        let mut told = lock(&self.told);
+        if told.is_some_and(|before| now.saturating_sub(before) < PROGRESS_EVERY) {
+            return;
+        }
+        let first = told.replace(now).is_none();
+        drop(told);
+        if self.is_json() {
+            self.object("progress", progress_object(reading));
+        } else if !first {
+            self.note(progress_text(reading));
+        }
+    }
+
+    /// Takes the bar away, before anything that is the end.
+    pub fn clear_bar(&self) {
+        if let Some(bar) = lock(&self.bar).take() {
+            bar.finish_and_clear();
+        }
+    }
+
+    fn above_bar(&self, text: &str) {
+        match lock(&self.bar).as_ref() {
+            Some(bar) => bar.println(text),
+            None => eprintln!("{text}"),
+        }
+    }
+}
+
+fn print_line(text: &str) {
+    let mut out = std::io::stdout().lock();
+    // A reader that went away (`| head`) wants no more; the work itself goes on.
+    let _ = writeln!(out, "{text}").and_then(|()| out.flush());
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+}
+
+fn new_bar() -> ProgressBar {
+    let bar = ProgressBar::new(100);
+    let style = ProgressStyle::with_template("{bar:30.cyan} {pos:>3}%  {msg}");
+    bar.set_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()));
+    bar
+}
+
+fn progress_text(reading: &Reading) -> String {
+    let progress = &reading.progress;
+    let mut text = format!("{}: {}", progress.phase, bytes(progress.bytes_done));
+    if let Some(total) = progress.bytes_total {
+        text = format!("{text} of {}", bytes(total));
+    }
+    if let Some(total) = progress.files_total {
+        text = format!("{text}, {} of {total} files", progress.files_done);
+    }
+    if reading.bytes_per_second > 0 {
+        text = format!("{text}, {}/s", bytes(reading.bytes_per_second));
+    }
+    if let Some(eta) = reading.eta {
+        text = format!("{text}, {} left", span(eta));
+    }
+    text
+}
+
+fn progress_object(reading: &Reading) -> Value {
+    let progress = &reading.progress;
+    json!({
+        "phase": progress.phase.to_string(), "percent": reading.percent(),
+        "files_done": progress.files_done, "files_total": progress.files_total,
+        "bytes_done": progress.bytes_done, "bytes_total": progress.bytes_total,
+        "bytes_per_second": reading.bytes_per_second, "eta_seconds": reading.eta.map(|eta| eta.as_secs()),
+    })
+}

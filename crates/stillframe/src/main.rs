@@ -1,0 +1,77 @@
+//! `stillframe`: hot backup of live databases. Wires commands to verbs; owns no logic of its own.
+#![forbid(unsafe_code)]
+
+mod cli;
+mod commands;
+mod console;
+mod demo;
+mod failure;
+mod interrupt;
+mod passphrase;
+mod place;
+mod repository;
+mod session;
+mod sizes;
+
+use std::process::ExitCode;
+
+use clap::{CommandFactory, Parser};
+use tracing_subscriber::EnvFilter;
+
+use crate::cli::{Cli, Command};
+use crate::failure::{Failure, Kind};
+use crate::session::Session;
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    let filter = EnvFilter::try_from_env("STILLFRAME_LOG").unwrap_or_else(|_| EnvFilter::new("error"));
+    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
+    raise_descriptor_limit();
+    let session = Session::new(cli.json, cli.quiet);
+    let runtime = match tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(error) => {
+            eprintln!("stillframe: cannot start: {error}");
+            return ExitCode::FAILURE;
+        }
+    };
+    match runtime.block_on(run(&session, &cli.command)) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) => {
+            session.console.failure(&failure);
+            ExitCode::from(failure.kind.exit_code())
+        }
+    }
+}
+
+async fn run(session: &Session, command: &Command) -> Result<(), Failure> {
+    match command {
+        Command::Backup(options) => commands::backup::run(session, options).await,
+        Command::Restore(options) => commands::restore::run(session, options).await,
+        Command::Snapshots(options) => commands::snapshots::run(session, options).await,
+        Command::Show(options) => commands::show::run(session, options).await,
+        Command::Verify(options) => commands::verify::run(session, options).await,
+        Command::Repo(command) => commands::repo::run(session, command).await,
+        Command::Key(command) => commands::key::run(session, command).await,
+        Command::Image(command) => commands::image::run(session, command).await,
+        Command::Jobs(options) => commands::jobs::run(session, options),
+        Command::Demo => demo::run(session).await,
+        Command::Completions { shell } => {
+            clap_complete::generate(*shell, &mut Cli::command(), "stillframe", &mut std::io::stdout());
+            Ok(())
+        }
+        Command::DemoWriter(options) => {
+            demo::writer(&options.arguments).map_err(|message| Failure::new(Kind::Failed, message))
+        }
+    }
+}
+
+/// Where links are refused, every pinned table is an open file.
+fn raise_descriptor_limit() {
+    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+    let limit = getrlimit(Resource::Nofile);
+    let raised = Rlimit { current: limit.maximum, maximum: limit.maximum };
+    if let Err(error) = setrlimit(Resource::Nofile, raised) {
+        tracing::debug!(%error, "the limit of open files stays as it is");
+    }
+}

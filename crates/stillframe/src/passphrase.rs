@@ -1,0 +1,67 @@
+//! Where secrets come from. They are wiped when dropped and never printed.
+
+use std::io::{BufRead, BufReader, IsTerminal};
+use std::path::Path;
+
+use zeroize::Zeroizing;
+
+use crate::failure::{Failure, Kind};
+
+/// A secret text.
+pub type Secret = Zeroizing<String>;
+
+/// What is asked for, and the environment variable that may answer.
+#[derive(Debug, Clone, Copy)]
+pub struct Question {
+    /// Shown before the cursor.
+    pub prompt: &'static str,
+    /// Looked at when no file was given.
+    pub variable: &'static str,
+    /// Ask a second time, because a mistyped new passphrase locks everybody out.
+    pub twice: bool,
+}
+
+/// From the file, else from the environment, else from the terminal. `None`: there is none of them.
+pub fn obtain(file: Option<&Path>, question: Question) -> Result<Option<Secret>, Failure> {
+    if let Some(path) = file {
+        return read_file(path).map(Some);
+    }
+    if let Ok(text) = std::env::var(question.variable) {
+        return not_empty(Secret::new(text), question.variable).map(Some);
+    }
+    if !std::io::stdin().is_terminal() {
+        return Ok(None);
+    }
+    let first = ask(question.prompt)?;
+    if question.twice && ask("Again: ")? != first {
+        return Err(Failure::new(Kind::Passphrase, "the two passphrases differ; nothing was changed"));
+    }
+    not_empty(first, "the passphrase").map(Some)
+}
+
+fn ask(prompt: &str) -> Result<Secret, Failure> {
+    let typed = rpassword::prompt_password(prompt);
+    typed
+        .map(Secret::new)
+        .map_err(|error| Failure::new(Kind::Failed, format!("cannot read from the terminal: {error}")))
+}
+
+fn read_file(path: &Path) -> Result<Secret, Failure> {
+    let failed =
+        |error: std::io::Error| Failure::new(Kind::Usage, format!("cannot read {}: {error}", path.display()));
+    let mut line = Secret::new(String::new());
+    BufReader::new(std::fs::File::open(path).map_err(failed)?).read_line(&mut line).map_err(failed)?;
+    let length = line.trim_end_matches(['\n', '\r']).len();
+    line.truncate(length);
+    not_empty(line, &path.display().to_string())
+}
+
+fn not_empty(secret: Secret, origin: &str) -> Result<Secret, Failure> {
+    if secret.is_empty() {
+        return Err(Failure::new(
+            Kind::Passphrase,
+            format!("{origin} is empty; a passphrase has at least one character"),
+        ));
+    }
+    Ok(secret)
+}

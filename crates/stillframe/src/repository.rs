@@ -1,0 +1,90 @@
+//! From options to an open repository.
+
+use std::sync::Arc;
+
+use stillframe_repo::{Encryption, InitOptions, Passphrase, Repository, Unlock};
+use stillframe_storage::{Clock, Location, open};
+
+use crate::cli::{PassphraseArgs, RepoArgs};
+use crate::failure::{Failure, Kind};
+use crate::passphrase::{Question, Secret, obtain};
+use crate::place;
+
+/// Opens the repository that the options name. A repository without encryption opens without asking for anything.
+pub async fn open_repository(args: &RepoArgs) -> Result<Repository, Failure> {
+    let location: Location = args.repo.parse()?;
+    let store = open(&location).map_err(|error| missing(&location, error))?;
+    let cache = place::cache_dir()?;
+    let in_place = |error: stillframe_repo::Error| {
+        let mut failure = Failure::from(error);
+        failure.message = format!("{location}: {}", failure.message);
+        failure
+    };
+    match Repository::open(store.clone(), &Unlock::None, &cache).await {
+        Ok(repository) => return Ok(repository),
+        Err(stillframe_repo::Error::PassphraseNeeded) => {}
+        Err(error) => return Err(in_place(error)),
+    }
+    let question = Question { prompt: "Passphrase: ", variable: "STILLFRAME_PASSPHRASE", twice: false };
+    let secret = obtain(args.passphrase.passphrase_file.as_deref(), question)?
+        .ok_or_else(|| Failure::new(Kind::Passphrase, needed(&location)))?;
+    Repository::open(store, &Unlock::Passphrase(passphrase(&secret)), &cache).await.map_err(in_place)
+}
+
+/// Makes a new repository.
+pub async fn init_repository(
+    url: &str,
+    passphrase_args: &PassphraseArgs,
+    no_encryption: bool,
+    clock: Arc<dyn Clock>,
+) -> Result<Repository, Failure> {
+    let location: Location = url.parse()?;
+    let encryption = if no_encryption {
+        Encryption::None
+    } else {
+        let question =
+            Question { prompt: "New passphrase: ", variable: "STILLFRAME_PASSPHRASE", twice: true };
+        let secret = obtain(passphrase_args.passphrase_file.as_deref(), question)?.ok_or_else(|| {
+            Failure::new(
+                Kind::Passphrase,
+                "no passphrase: set STILLFRAME_PASSPHRASE, use --passphrase-file, or choose --no-encryption",
+            )
+        })?;
+        Encryption::Passphrase(passphrase(&secret))
+    };
+    if let Location::Directory(path) = &location {
+        std::fs::create_dir_all(path).map_err(|error| {
+            let kind = if error.kind() == std::io::ErrorKind::PermissionDenied {
+                Kind::Permission
+            } else {
+                Kind::Failed
+            };
+            Failure::new(kind, format!("cannot make {}: {error}", path.display()))
+        })?;
+    }
+    let store = open(&location)?;
+    let options = InitOptions { label: "first".to_owned(), ..InitOptions::new(encryption, clock) };
+    Repository::init(store, &options, &place::cache_dir()?).await.map_err(|error| {
+        let mut failure = Failure::from(error);
+        failure.message = format!("{location}: {}", failure.message);
+        failure
+    })
+}
+
+/// Wrapped so that it is wiped and never printed.
+pub fn passphrase(secret: &Secret) -> Passphrase {
+    Passphrase::from(secret.as_str())
+}
+
+fn missing(location: &Location, error: stillframe_storage::LocationError) -> Failure {
+    let mut failure = Failure::from(error);
+    if failure.kind == Kind::NoRepository {
+        failure.message =
+            format!("{}; make a repository with `stillframe repo init {location}`", failure.message);
+    }
+    failure
+}
+
+fn needed(location: &Location) -> String {
+    format!("{location} is encrypted: set STILLFRAME_PASSPHRASE or use --passphrase-file")
+}

@@ -1,0 +1,127 @@
+//! One run of the program: what every command needs.
+
+use std::sync::Arc;
+
+use rand::Rng;
+use serde_json::Value;
+use stillframe_engine::{Event, Surroundings};
+use stillframe_jobs::{CpuShare, History, Job, JobOptions, Pace, Phase};
+use stillframe_storage::{Clock, SystemClock, sweep_leftovers};
+
+use crate::console::Console;
+use crate::failure::{Failure, Kind};
+use crate::{interrupt, place};
+
+/// Clock, console and history.
+pub struct Session {
+    /// What the user sees.
+    pub console: Arc<Console>,
+    /// The system's.
+    pub clock: Arc<dyn Clock>,
+}
+
+impl Session {
+    /// For one run.
+    pub fn new(json: bool, quiet: bool) -> Self {
+        let clock = SystemClock::new();
+        Self { console: Arc::new(Console::new(json, quiet, Box::new(clock))), clock: Arc::new(clock) }
+    }
+
+    /// Opens the job history. One that cannot be used is no reason not to work: it is said, and this run is not remembered.
+    pub fn history(&self) -> Result<History, Failure> {
+        let failed = |error| Failure::new(Kind::Failed, format!("cannot use the job history: {error}"));
+        let opened = place::state_dir()
+            .and_then(|dir| History::open(&dir.join("jobs.db"), Arc::clone(&self.clock)).map_err(failed));
+        let history = match opened {
+            Ok(history) => history,
+            Err(failure) => {
+                self.console.warn(format!("{}; this run will not be in it", failure.message));
+                History::in_memory(Arc::clone(&self.clock)).map_err(failed)?
+            }
+        };
+        if let Some(aside) = &history.opening().set_aside {
+            let (path, reason) = (aside.path.display(), &aside.reason);
+            self.console.warn(format!(
+                "the job history was damaged ({reason}) and lies at {path} now; a new one begins"
+            ));
+        }
+        Ok(history)
+    }
+
+    /// Runs one piece of work as a job: recorded, cancellable with Ctrl-C, with its leftovers swept first. What it returns is
+    /// the outcome, for people and for machines.
+    pub async fn run_job<T>(
+        &self,
+        kind: &str,
+        subject: &str,
+        phases: &[Phase],
+        share: CpuShare,
+        work: impl AsyncFnOnce(&Job, &Surroundings) -> Result<(T, Value), Failure>,
+    ) -> Result<T, Failure> {
+        let history = self.history()?;
+        sweep_known_places(&history);
+        let options = JobOptions { phases: phases.to_vec(), ..JobOptions::default() };
+        let job = history.start_with(kind, subject, &options);
+        interrupt::watch(job.canceller());
+        let noted = Arc::new(history);
+        let (console, for_events) = (Arc::clone(&self.console), Arc::clone(&noted));
+        let surroundings = Surroundings {
+            clock: Arc::clone(&self.clock),
+            report: Arc::new(move |event| {
+                if let Event::Staging(parent) = &event
+                    && let Err(error) = for_events.note_staging(parent)
+                {
+                    tracing::warn!(%error, "a staging place cannot be noted for the next sweep");
+                }
+                console.event(&event);
+            }),
+            random_name: Arc::new(random_name),
+            share,
+        };
+        let result = work(&job, &surroundings).await;
+        self.console.clear_bar();
+        match result {
+            Ok((value, outcome)) => {
+                job.succeed(outcome);
+                Ok(value)
+            }
+            Err(failure) if failure.kind == Kind::Cancelled => {
+                job.cancelled();
+                Err(failure)
+            }
+            Err(failure) => {
+                job.fail(failure.kind.word(), &failure.message);
+                Err(failure)
+            }
+        }
+    }
+}
+
+/// 16 hexadecimal digits from the operating system's generator.
+pub fn random_name() -> String {
+    format!("{:016x}", rand::rng().next_u64())
+}
+
+/// The share for work that nobody asked to be polite.
+pub fn full_share() -> CpuShare {
+    CpuShare::on_this_machine(Pace::Fast, None)
+}
+
+/// Removes what earlier runs left in the places they noted, if they died.
+fn sweep_known_places(history: &History) {
+    for root in history.staging_roots().unwrap_or_default() {
+        let swept = sweep_leftovers(&root);
+        match swept {
+            Ok(swept) => {
+                for dir in swept {
+                    tracing::info!(dir = %dir.display(), "swept a leftover");
+                }
+            }
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+                // Nothing can be left in a place that is gone.
+                let _ = history.forget_staging(&root);
+            }
+            Err(error) => tracing::debug!(root = %root.display(), %error, "a place could not be swept"),
+        }
+    }
+}
