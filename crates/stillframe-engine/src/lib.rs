@@ -20,6 +20,7 @@ pub mod create;
 mod cutting;
 mod error;
 mod event;
+mod filling;
 mod reserve;
 pub mod restore;
 mod surroundings;

@@ -1,35 +1,24 @@
 //! `restore`: one backup → a directory that appears whole or not at all.
 
 use std::collections::BTreeMap;
-use std::fs::{DirBuilder, File, OpenOptions};
+use std::fs::{DirBuilder, File};
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::{DirBuilderExt, FileExt, OpenOptionsExt};
+use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 
-use futures::StreamExt;
-use futures::stream::FuturesUnordered;
-use jiff::Timestamp;
 use rustix::fs::{Mode, OFlags};
 use stillframe_capture::{Engine, SNAPSHOT_FILE, Snapshot, rewrite_wal_dir};
 use stillframe_jobs::{Job, Phase, Progress};
-use stillframe_repo::{
-    BackupId, ContentRef, FileEntry, FileKind, Manifest, Repository, SourceForm, SourceManifest,
-};
+use stillframe_repo::{BackupId, FileEntry, FileKind, Manifest, Repository, SourceForm, SourceManifest};
 use stillframe_storage::{
     Attributes, PublishError, RelativePath, StagingDir, failpoint, sweep_leftovers, sync_filesystem,
 };
 
+use crate::filling::{Filled, Filling, SetAttributes, apply};
 use crate::{EngineError, Event, Surroundings};
 
 /// `snapshot.json` of a source with millions of files.
 const MAX_DESCRIPTION: u64 = 4 << 30;
-
-/// Files that are filled at the same time. Each reads ahead by itself, so this is for many small ones.
-const FILES_AT_ONCE: usize = 4;
-
-/// Writing less than this takes less time than handing it to another thread.
-const WORTH_A_THREAD: usize = 256 << 10;
 
 /// What to bring back, and where to.
 #[derive(Debug, Clone)]
@@ -67,6 +56,12 @@ impl Layout {
         let dir =
             self.named.get(&entry.directory).map_or_else(|| self.base.clone(), |dir| self.base.join(dir));
         entry.path.below(&dir)
+    }
+
+    /// The log directory of a RocksDB database that has one of its own, below `base`: its OPTIONS file must name it.
+    fn new_wal_dir(&self, snapshot: &Snapshot) -> Option<&Path> {
+        let place = self.named.get("wal_dir").filter(|_| snapshot.engine == Engine::RocksDb)?;
+        Some(place.as_path()).filter(|place| !place.as_os_str().is_empty())
     }
 }
 
@@ -200,10 +195,10 @@ async fn restore_source(
         .mode(0o700)
         .create(&staged)
         .map_err(EngineError::io("create", &staged))?;
-    write_files(into, source, &layout, meter).await?;
+    let unfinished = write_files(into, source, &snapshot, &layout, meter, outcome).await?;
     failpoint("restore::written");
-    let rewritten = adapt_options(into, &snapshot, &layout, outcome)?;
-    set_attributes(into, source, &snapshot, &layout, rewritten.as_deref(), outcome).await
+    adapt_options(into, &snapshot, &layout, outcome)?;
+    unfinished.finish(&snapshot, &staged)
 }
 
 fn lay_out(into: &Into<'_>, source: &SourceManifest, snapshot: &Snapshot) -> Result<Layout, EngineError> {
@@ -235,75 +230,98 @@ fn lay_out(into: &Into<'_>, source: &SourceManifest, snapshot: &Snapshot) -> Res
     Ok(Layout { base, named })
 }
 
-/// Creates directories and files, and fills the files, several at a time.
+/// Creates directories, and creates and fills files.
 async fn write_files(
     into: &Into<'_>,
     source: &SourceManifest,
+    snapshot: &Snapshot,
     layout: &Layout,
     meter: &Meter<'_>,
-) -> Result<(), EngineError> {
-    let mut filling = FuturesUnordered::new();
+    outcome: &mut RestoreOutcome,
+) -> Result<Unfinished, EngineError> {
+    let mut unfinished = Unfinished::default();
+    let told = |filled: Filled| meter.add(filled);
+    let mut filling = Filling::new(into.repo, &told);
+    let rewrites = layout.new_wal_dir(snapshot).is_some();
     let mut list = into.repo.files(source.files);
+    let mut made = None;
     while let Some(entry) = list.next().await? {
         let place = into.staging.join(layout.place(&entry));
         let directory = match &entry.kind {
             FileKind::Directory => Some(place.as_path()),
             _ => place.parent(),
         };
-        if let Some(directory) = directory {
-            let made = DirBuilder::new().recursive(true).mode(0o700).create(directory);
-            made.map_err(EngineError::io("create", directory))?;
+        // Neighbours in the list are neighbours on the disk.
+        if directory != made.as_deref()
+            && let Some(directory) = directory
+        {
+            let create = DirBuilder::new().recursive(true).mode(0o700).create(directory);
+            create.map_err(EngineError::io("create", directory))?;
+            made = Some(directory.to_owned());
         }
-        // Links are made last of all: nothing is ever written through one.
-        if let FileKind::File { content } = entry.kind {
-            let file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&place);
-            let file = file.map_err(EngineError::io("create", &place))?;
-            filling.push(fill(into.repo, content, file, place, meter));
-        } else {
-            meter.add_file()?;
-        }
-        while filling.len() >= FILES_AT_ONCE {
-            filling.next().await.transpose()?;
+        outcome.files += 1;
+        outcome.bytes += entry.size();
+        match entry.kind {
+            FileKind::File { content } if rewrites && entry.path.as_bytes().starts_with(b"OPTIONS-") => {
+                filling.add(place.clone(), entry.clone(), content, SetAttributes::Later).await?;
+                unfinished.files.push((place, entry));
+            }
+            FileKind::File { content } => {
+                filling.add(place, entry, content, SetAttributes::WhenFull).await?;
+            }
+            FileKind::Symlink { ref target } => {
+                unfinished.links.push((place, target.clone()));
+                meter.add(Filled { files: 1, bytes: 0 })?;
+            }
+            FileKind::Directory => {
+                unfinished.directories.push((place, entry));
+                meter.add(Filled { files: 1, bytes: 0 })?;
+            }
         }
     }
-    while filling.next().await.transpose()?.is_some() {}
-    Ok(())
+    filling.finish().await?;
+    Ok(unfinished)
 }
 
-/// Brings the content of one file, which is checked chunk by chunk on the way.
-async fn fill(
-    repo: &Repository,
-    content: ContentRef,
-    file: File,
-    place: PathBuf,
-    meter: &Meter<'_>,
-) -> Result<(), EngineError> {
-    let file = Arc::new(file);
-    let mut reader = repo.content(content);
-    let mut offset = 0;
-    while let Some(bytes) = reader.next().await? {
-        let length = u64::try_from(bytes.len()).expect("a usize fits a u64");
-        let written = if bytes.len() < WORTH_A_THREAD {
-            file.write_all_at(&bytes, offset)
-        } else {
-            let file = Arc::clone(&file);
-            let written = tokio::task::spawn_blocking(move || file.write_all_at(&bytes, offset)).await;
-            written.map_err(|_| EngineError::Bug("writing a chunk panicked".into()))?
-        };
-        written.map_err(EngineError::io("write", &place))?;
-        offset += length;
-        meter.add_bytes(length)?;
+/// What must wait until all files are there.
+#[derive(Default)]
+struct Unfinished {
+    /// Those that are changed once more.
+    files: Vec<(PathBuf, FileEntry)>,
+    /// Made last of all, so that nothing is ever written through one.
+    links: Vec<(PathBuf, Vec<u8>)>,
+    /// Their times change with everything that is created in them.
+    directories: Vec<(PathBuf, FileEntry)>,
+}
+
+impl Unfinished {
+    /// Links; mode, owner (as root) and time of the rest, children before their directories.
+    fn finish(self, snapshot: &Snapshot, staged: &Path) -> Result<(), EngineError> {
+        for (place, entry) in &self.files {
+            let file = File::options().write(true).open(place).map_err(EngineError::io("open", place))?;
+            apply(&file, place, entry)?;
+        }
+        for (place, target) in &self.links {
+            let target = std::ffi::OsStr::from_bytes(target);
+            std::os::unix::fs::symlink(target, place).map_err(EngineError::io("link", place))?;
+        }
+        if let Some(like) = &snapshot.directory {
+            apply_to_directories(staged, like)?;
+        }
+        for (place, entry) in self.directories.iter().rev() {
+            apply(&open_dir(place)?, place, entry)?;
+        }
+        Ok(())
     }
-    meter.add_file()
 }
 
-/// A restored OPTIONS file must not name the live log directory. Returns the place of the file that was rewritten.
+/// A restored OPTIONS file must not name the live log directory.
 fn adapt_options(
     into: &Into<'_>,
     snapshot: &Snapshot,
     layout: &Layout,
     outcome: &mut RestoreOutcome,
-) -> Result<Option<PathBuf>, EngineError> {
+) -> Result<(), EngineError> {
     for directory in &snapshot.directories {
         let place = layout.named.get(&directory.name).cloned().unwrap_or_default();
         let place = into.target.join(&layout.base).join(place);
@@ -314,62 +332,9 @@ fn adapt_options(
             directory.option
         ));
     }
-    if snapshot.engine != Engine::RocksDb {
-        return Ok(None);
-    }
-    let Some(wal_dir) = layout.named.get("wal_dir").filter(|place| !place.as_os_str().is_empty()) else {
-        return Ok(None);
-    };
-    let new = into.target.join(&layout.base).join(wal_dir);
-    let staged = into.staging.join(&layout.base);
-    let rewritten = rewrite_wal_dir(&staged, &new)?;
-    Ok(rewritten)
-}
-
-/// Mode, owner (as root) and time of everything, once nothing in it is created any more: children before their directories.
-async fn set_attributes(
-    into: &Into<'_>,
-    source: &SourceManifest,
-    snapshot: &Snapshot,
-    layout: &Layout,
-    rewritten: Option<&Path>,
-    outcome: &mut RestoreOutcome,
-) -> Result<(), EngineError> {
-    let (mut directories, mut links) = (Vec::new(), Vec::new());
-    let mut list = into.repo.files(source.files);
-    while let Some(entry) = list.next().await? {
-        let place = into.staging.join(layout.place(&entry));
-        outcome.files += 1;
-        outcome.bytes += entry.size();
-        match &entry.kind {
-            FileKind::Symlink { target } => links.push((place, target.clone())),
-            FileKind::Directory => directories.push((place, entry)),
-            FileKind::File { content } => {
-                let file =
-                    OpenOptions::new().write(true).open(&place).map_err(EngineError::io("open", &place))?;
-                let length = file.metadata().map_err(EngineError::io("read", &place))?.len();
-                if length != content.length && rewritten != Some(place.as_path()) {
-                    let wanted = content.length;
-                    return Err(EngineError::Bug(format!(
-                        "{}: {length} bytes instead of {wanted}",
-                        place.display()
-                    )));
-                }
-                apply(&file, &place, &entry)?;
-            }
-        }
-    }
-    for (place, target) in links {
-        let target = std::ffi::OsStr::from_bytes(&target);
-        std::os::unix::fs::symlink(target, &place).map_err(EngineError::io("link", &place))?;
-    }
-    if let Some(like) = &snapshot.directory {
-        let staged = into.staging.join(&layout.base);
-        apply_to_directories(&staged, like)?;
-    }
-    for (place, entry) in directories.iter().rev() {
-        let dir = open_dir(place)?;
-        apply(&dir, place, entry)?;
+    if let Some(wal_dir) = layout.new_wal_dir(snapshot) {
+        let new = into.target.join(&layout.base).join(wal_dir);
+        rewrite_wal_dir(&into.staging.join(&layout.base), &new)?;
     }
     Ok(())
 }
@@ -392,14 +357,6 @@ fn open_dir(dir: &Path) -> Result<File, EngineError> {
     Ok(File::from(fd))
 }
 
-fn apply(file: &File, place: &Path, entry: &FileEntry) -> Result<(), EngineError> {
-    let nanoseconds = i32::try_from(entry.mtime_nanos).unwrap_or(0);
-    let modified = Timestamp::new(entry.mtime, nanoseconds)
-        .map_err(|error| EngineError::Unsound(format!("{}: {error}", entry.display_path())))?;
-    let attributes = Attributes { mode: entry.mode, uid: entry.uid, gid: entry.gid, modified };
-    attributes.apply(file).map_err(EngineError::io("set mode, owner and time of", place))
-}
-
 /// Counts what is done, tells it, and notices a cancel.
 struct Meter<'a> {
     job: &'a Job,
@@ -417,19 +374,10 @@ impl<'a> Meter<'a> {
         Self { job, surroundings, progress: std::cell::Cell::new(progress) }
     }
 
-    fn add_bytes(&self, bytes: u64) -> Result<(), EngineError> {
+    fn add(&self, filled: Filled) -> Result<(), EngineError> {
         let mut progress = self.progress.get();
-        progress.bytes_done += bytes;
-        self.tell(progress)
-    }
-
-    fn add_file(&self) -> Result<(), EngineError> {
-        let mut progress = self.progress.get();
-        progress.files_done += 1;
-        self.tell(progress)
-    }
-
-    fn tell(&self, progress: Progress) -> Result<(), EngineError> {
+        progress.files_done += filled.files;
+        progress.bytes_done += filled.bytes;
         self.progress.set(progress);
         self.surroundings.tell(Event::Progress(self.job.progress(&progress)));
         if self.job.token().is_cancelled() { Err(EngineError::Cancelled) } else { Ok(()) }

@@ -4,7 +4,7 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 
 use crate::compression::{Compression, decompress};
 use crate::envelope::{Header, ObjectKey, into_mut};
@@ -18,11 +18,13 @@ use crate::{ChunkId, ChunkRef, Repository};
 
 /// Decoding less than this takes less time than handing it to another thread.
 const INLINE_BYTES: usize = 16 << 10;
+/// Bytes between two chunks that are read along rather than asked for around.
+const WORTH_A_REQUEST: u64 = 32 << 10;
 const MAX_REFRESHES: u32 = 64;
 
 /// Reads chunks. Cheap to clone.
 #[derive(Debug, Clone)]
-pub(crate) struct ChunkReader {
+pub struct ChunkReader {
     ring: Arc<KeyRing>,
     io: ObjectIo,
     index: Arc<Index>,
@@ -32,7 +34,8 @@ pub(crate) struct ChunkReader {
 }
 
 impl Repository {
-    pub(crate) fn chunk_reader(&self) -> ChunkReader {
+    /// Reads chunks, several at a time.
+    pub fn chunk_reader(&self) -> ChunkReader {
         ChunkReader {
             ring: Arc::clone(self.ring()),
             io: self.io().clone(),
@@ -92,89 +95,93 @@ impl ChunkReader {
     /// The chunk from this place, or why not.
     pub(crate) async fn read_at(&self, location: &Location) -> Result<Bytes> {
         let name = ObjectName::new(Kind::Pack, location.pack);
-        let end = location.offset + u64::from(location.entry.stored_len);
-        let stored = self.io.get_range(name, location.offset..end).await?;
-        self.decode_all(vec![(location.clone(), stored)])
-            .await?
-            .pop_front()
-            .unwrap_or_else(|| Err(Error::damaged(&name, "nothing was decoded")))
+        let stored = into_mut(self.io.get_range(name, location.offset..end_of(location)).await?);
+        if stored.len() <= INLINE_BYTES {
+            return decode_chunk(&self.ring, location, stored);
+        }
+        let (ring, location) = (Arc::clone(&self.ring), location.clone());
+        blocking(move || decode_chunk(&ring, &location, stored)).await
     }
 
-    /// Decodes chunks on a thread that may block.
-    async fn decode_all(&self, stored: Vec<(Location, Bytes)>) -> Result<VecDeque<Result<Bytes>>> {
+    /// The bytes of chunks, in the order asked for. Those that lie close together in a pack are fetched with one request. Holds
+    /// at most three times their size.
+    pub async fn read_group(&self, group: &[ChunkRef]) -> Result<VecDeque<Bytes>> {
+        let ids: Vec<ChunkId> = group.iter().map(|chunk| chunk.id).collect();
+        let located = self.index.locate_all(&ids)?;
+        let mut places: Vec<(usize, Location)> = located
+            .into_iter()
+            .enumerate()
+            .filter_map(|(at, places)| Some((at, places.into_iter().next()?)))
+            .collect();
+        places.sort_by_key(|(_, place)| (place.pack, place.offset));
+        let mut stored = Vec::with_capacity(places.len());
+        for run in places.chunk_by(|(_, last), (_, next)| is_close(last, next)) {
+            stored.extend(self.fetch_run(run).await);
+        }
+        let mut decoded: Vec<Option<Bytes>> = vec![None; group.len()];
+        for (at, bytes) in self.decode_all(stored).await? {
+            if let Some(slot) = decoded.get_mut(at) {
+                *slot = Some(bytes);
+            }
+        }
+        let mut result = VecDeque::with_capacity(group.len());
+        for (bytes, chunk) in decoded.into_iter().zip(group) {
+            // What did not come out well is read from wherever else it is.
+            let bytes = match bytes {
+                Some(bytes) => bytes,
+                None => self.read(&chunk.id).await?,
+            };
+            if bytes.len() as u64 != chunk.length {
+                let why = format!("chunk {} has {} bytes, not {}", chunk.id, bytes.len(), chunk.length);
+                return Err(Error::inconsistent("content", why));
+            }
+            result.push_back(bytes);
+        }
+        Ok(result)
+    }
+
+    /// Chunks of one pack in the order of their places there, with one request. None of them, if that fails: then each is
+    /// tried for itself, and its own error is told.
+    async fn fetch_run(&self, run: &[(usize, Location)]) -> Vec<(usize, Location, BytesMut)> {
+        let (Some((_, first)), Some((_, last))) = (run.first(), run.last()) else { return Vec::new() };
+        let name = ObjectName::new(Kind::Pack, first.pack);
+        let Ok(bytes) = self.io.get_range(name, first.offset..end_of(last)).await else { return Vec::new() };
+        let mut rest = into_mut(bytes);
+        let mut start = first.offset;
+        let mut stored = Vec::with_capacity(run.len());
+        for (at, place) in run {
+            let part = |length: u64| usize::try_from(length).unwrap_or(usize::MAX);
+            let skipped = part(place.offset - start).min(rest.len());
+            drop(rest.split_to(skipped));
+            let bytes = rest.split_to(part(place.entry.stored_len.into()).min(rest.len()));
+            stored.push((*at, place.clone(), bytes));
+            start = end_of(place);
+        }
+        stored
+    }
+
+    /// Decodes chunks on a thread that may block. Those that cannot be decoded are missing in the result.
+    async fn decode_all(&self, stored: Vec<(usize, Location, BytesMut)>) -> Result<Vec<(usize, Bytes)>> {
         let ring = Arc::clone(&self.ring);
-        let size: usize = stored.iter().map(|(_, bytes)| bytes.len()).sum();
+        let size: usize = stored.iter().map(|(_, _, bytes)| bytes.len()).sum();
         let decode = move || {
-            let chunks = stored.into_iter().map(|(location, bytes)| decode_chunk(&ring, &location, bytes));
-            chunks.collect::<VecDeque<_>>()
+            let chunks = stored.into_iter();
+            chunks
+                .filter_map(|(at, place, bytes)| Some((at, decode_chunk(&ring, &place, bytes).ok()?)))
+                .collect()
         };
         if size <= INLINE_BYTES { Ok(decode()) } else { blocking(move || Ok(decode())).await }
     }
-
-    /// The bytes of chunks in order. Those that lie side by side in a pack are fetched with one request.
-    pub(crate) async fn read_group(&self, group: &[ChunkRef]) -> Result<VecDeque<Bytes>> {
-        let mut located = Vec::with_capacity(group.len());
-        for chunk in group {
-            located.push(self.index.locate(&chunk.id)?.into_iter().next());
-        }
-        let mut result = VecDeque::with_capacity(group.len());
-        let mut rest = group.iter().zip(located).peekable();
-        while let Some((chunk, location)) = rest.next() {
-            let Some(location) = location else {
-                result.push_back(self.read(&chunk.id).await?);
-                continue;
-            };
-            let (mut chunks, mut run) = (vec![*chunk], vec![location]);
-            while let Some((chunk, next)) = rest.next_if(|(_, next)| {
-                next.as_ref().is_some_and(|next| run.last().is_some_and(|last| is_next_to(last, next)))
-            }) {
-                chunks.push(*chunk);
-                run.extend(next);
-            }
-            result.extend(self.read_run(&chunks, run).await?);
-        }
-        for (bytes, chunk) in result.iter().zip(group) {
-            if bytes.len() as u64 != chunk.length {
-                return Err(Error::inconsistent(
-                    "content",
-                    format!("chunk {} has {} bytes, not {}", chunk.id, bytes.len(), chunk.length),
-                ));
-            }
-        }
-        Ok(result)
-    }
-
-    /// Chunks that lie side by side. What does not come out well is read one by one, from wherever else it is.
-    async fn read_run(&self, chunks: &[ChunkRef], run: Vec<Location>) -> Result<VecDeque<Bytes>> {
-        let start = run.first().map_or(0, |first| first.offset);
-        let end = run.last().map_or(0, |last| last.offset + u64::from(last.entry.stored_len));
-        let pack = run.first().map(|first| ObjectName::new(Kind::Pack, first.pack));
-        let fetched = match pack {
-            Some(pack) => self.io.get_range(pack, start..end).await.ok(),
-            None => None,
-        };
-        let mut decoded = VecDeque::new();
-        if let Some(mut fetched) = fetched {
-            let mut stored = Vec::with_capacity(run.len());
-            for location in run {
-                let len = usize::try_from(location.entry.stored_len).unwrap_or(usize::MAX).min(fetched.len());
-                stored.push((location, fetched.split_to(len)));
-            }
-            decoded = self.decode_all(stored).await?;
-        }
-        let mut result = VecDeque::with_capacity(chunks.len());
-        for chunk in chunks {
-            result.push_back(match decoded.pop_front() {
-                Some(Ok(bytes)) => bytes,
-                Some(Err(_)) | None => self.read(&chunk.id).await?,
-            });
-        }
-        Ok(result)
-    }
 }
 
-fn is_next_to(last: &Location, next: &Location) -> bool {
-    next.pack == last.pack && next.offset == last.offset + u64::from(last.entry.stored_len)
+fn end_of(place: &Location) -> u64 {
+    place.offset + u64::from(place.entry.stored_len)
+}
+
+/// Whether `next` comes after `last` in the same pack, with nothing between them that would not be worth reading along.
+fn is_close(last: &Location, next: &Location) -> bool {
+    let end = end_of(last);
+    next.pack == last.pack && (end..=end + WORTH_A_REQUEST).contains(&next.offset)
 }
 
 /// What was tried for one chunk, and what came of it.
@@ -209,7 +216,7 @@ impl Attempt {
 }
 
 /// A chunk out of its stored form. Costs at most the memory that its table entry, which is bounded, announces.
-pub(crate) fn decode_chunk(ring: &KeyRing, location: &Location, stored: Bytes) -> Result<Bytes> {
+pub(crate) fn decode_chunk(ring: &KeyRing, location: &Location, mut stored: BytesMut) -> Result<Bytes> {
     let name = ObjectName::new(Kind::Pack, location.pack);
     let entry = &location.entry;
     let damaged = |why: &str| {
@@ -217,7 +224,6 @@ pub(crate) fn decode_chunk(ring: &KeyRing, location: &Location, stored: Bytes) -
     };
     let header = Header { name, repository: ring.repository, epoch: location.epoch, salt: location.salt };
     let key = ObjectKey::derive(ring, &header)?;
-    let mut stored = into_mut(stored);
     let len = key
         .open(u64::from(location.position), &mut stored)
         .ok_or_else(|| damaged("it does not decrypt"))?

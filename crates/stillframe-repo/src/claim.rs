@@ -1,8 +1,10 @@
 //! A note on this machine that a manifest was put and is not sealed yet, so that the next run finds what a killed one left.
 
-use std::fs::File;
+use std::fs::{File, Metadata};
 use std::io;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use rustix::fs::{FlockOperation, flock};
 use stillframe_storage::sync_dir;
@@ -10,6 +12,11 @@ use stillframe_storage::sync_dir;
 use crate::BackupId;
 
 const DIRECTORY: &str = "unsealed";
+/// The note of whoever is about to write one; in this directory like the others, but with no manifest's name.
+const UNBORN: &str = "unborn";
+/// Others hold that for microseconds.
+const ATTEMPTS: u32 = 1000;
+const PAUSE: Duration = Duration::from_millis(1);
 
 /// A file `unsealed/<manifest id>` below the repository's cache directory, locked for as long as its owner lives. The
 /// kernel lets go of the lock in whatever way the owner ends, so no clock and no process id is needed.
@@ -36,15 +43,25 @@ impl Claim {
         Self { id, path, lock }
     }
 
+    /// A note is locked before it bears its name. One that could be seen unlocked would be taken for a dead owner's, and the
+    /// manifest deleted that its owner is about to seal.
     fn create(directory: &Path, path: &Path) -> io::Result<File> {
         std::fs::create_dir_all(directory)?;
-        let file = File::options().write(true).create_new(true).open(path)?;
-        flock(&file, FlockOperation::NonBlockingLockExclusive)?;
-        // Who looked between creation and lock may have taken the note away: then it is not there, which is as if it
-        // could not be written.
-        if !path.exists() {
-            return Err(io::ErrorKind::NotFound.into());
-        }
+        let unborn = directory.join(UNBORN);
+        let mut attempt = 0;
+        let file = loop {
+            let file = File::options().write(true).create(true).truncate(false).open(&unborn)?;
+            // Another one may hold it, or have given it another name since it was opened.
+            if flock(&file, FlockOperation::NonBlockingLockExclusive).is_ok() && is_at(&file, &unborn) {
+                break file;
+            }
+            attempt += 1;
+            if attempt > ATTEMPTS {
+                return Err(io::ErrorKind::ResourceBusy.into());
+            }
+            std::thread::sleep(PAUSE);
+        };
+        std::fs::rename(&unborn, path)?;
         sync_dir(directory)?;
         Ok(file)
     }
@@ -71,6 +88,11 @@ impl Claim {
     }
 }
 
+fn is_at(file: &File, path: &Path) -> bool {
+    let same = |a: Metadata, b: Metadata| (a.dev(), a.ino()) == (b.dev(), b.ino());
+    file.metadata().and_then(|open| Ok(same(open, std::fs::metadata(path)?))).unwrap_or(false)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -86,6 +108,39 @@ mod tests {
         assert_eq!(found.iter().map(|claim| claim.id).collect::<Vec<_>>(), [dead]);
         found.into_iter().for_each(Claim::settle);
         claim.settle();
+        assert!(Claim::of_the_dead(dir.path()).is_empty());
+    }
+
+    #[test]
+    fn a_living_owners_claim_is_never_found_at_whatever_moment_one_looks() {
+        let dir = tempfile::tempdir().unwrap();
+        let over = std::sync::atomic::AtomicBool::new(false);
+        std::thread::scope(|scope| {
+            let owners: Vec<_> = (0..2)
+                .map(|_| {
+                    scope.spawn(|| {
+                        for _ in 0..2000 {
+                            let claim = Claim::new(dir.path(), ObjectId::random());
+                            assert!(claim.lock.is_some(), "the note was taken away");
+                            assert!(claim.path.exists());
+                            claim.settle();
+                        }
+                    })
+                })
+                .collect();
+            let looker = scope.spawn(|| {
+                while !over.load(std::sync::atomic::Ordering::Relaxed) {
+                    // What was opened before it was removed, and locked after: its owner has settled it.
+                    for found in Claim::of_the_dead(dir.path()) {
+                        assert!(!found.path.exists(), "a living owner's claim was found");
+                    }
+                }
+            });
+            let ended: Vec<_> = owners.into_iter().map(std::thread::ScopedJoinHandle::join).collect();
+            over.store(true, std::sync::atomic::Ordering::Relaxed);
+            ended.into_iter().for_each(|owner| owner.unwrap());
+            looker.join().unwrap();
+        });
         assert!(Claim::of_the_dead(dir.path()).is_empty());
     }
 }

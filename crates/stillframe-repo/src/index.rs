@@ -41,7 +41,12 @@ impl Index {
 
     /// Where the chunk is said to be. May be stale either way; see [`Self::refresh`].
     pub(crate) fn locate(&self, id: &ChunkId) -> Result<Vec<Location>> {
-        self.cache.locate(id)
+        Ok(self.locate_all(&[*id])?.pop().unwrap_or_default())
+    }
+
+    /// The same for many, in the order asked for.
+    pub(crate) fn locate_all(&self, ids: &[ChunkId]) -> Result<Vec<Vec<Location>>> {
+        self.cache.locate_all(ids)
     }
 
     /// How often the index was brought up to date in this process.

@@ -156,24 +156,33 @@ impl IndexCache {
         Ok(())
     }
 
-    /// Every place where the chunk is said to be.
-    pub(crate) fn locate(&self, id: &ChunkId) -> Result<Vec<Location>> {
-        self.run(false, |connection| {
-            let mut statement = connection.prepare_cached(
+    /// Every place where each chunk is said to be.
+    pub(crate) fn locate_all(&self, ids: &[ChunkId]) -> Result<Vec<Vec<Location>>> {
+        let mut located = self.run(false, |connection| {
+            // One transaction: else the file is locked, looked at and unlocked for each chunk.
+            let transaction = connection.transaction()?;
+            let mut statement = transaction.prepare_cached(
                 "SELECT p.id, p.epoch, p.salt, p.size, c.position, c.start, c.stored, c.plain, c.compression, c.proof
                  FROM chunk c JOIN pack p ON p.number = c.pack WHERE c.prefix = ?1 AND p.whole = 1",
             )?;
-            let mut rows = statement.query([prefix(id)])?;
-            let mut locations = Vec::new();
-            while let Some(row) = rows.next()? {
-                // A row that cannot even be read as one is no hint.
-                let Ok((location, proof)) = read_location(id, row) else { continue };
-                if location.proof(&self.ring) == proof {
-                    locations.push(location);
+            let mut located = Vec::with_capacity(ids.len());
+            for id in ids {
+                let mut rows = statement.query([prefix(id)])?;
+                let mut locations = Vec::new();
+                while let Some(row) = rows.next()? {
+                    // A row that cannot even be read as one is no hint.
+                    let Ok((location, proof)) = read_location(id, row) else { continue };
+                    if location.proof(&self.ring) == proof {
+                        locations.push(location);
+                    }
                 }
+                located.push(locations);
             }
-            Ok(locations)
-        })
+            Ok(located)
+        })?;
+        // A cache that was just replaced knows nothing.
+        located.resize_with(ids.len(), Vec::new);
+        Ok(located)
     }
 
     /// Forgets packs that are not in `listed` (sorted), and returns those of `listed` that are not known yet.

@@ -70,6 +70,7 @@ mod session;
 mod verify;
 mod write;
 
+pub use chunk_reader::ChunkReader;
 pub use content::{ChunkRef, ContentRef, MAX_CHUNK_LEN, ParseContentRefError};
 pub use content_reader::{ContentReader, LeafReader};
 pub use content_writer::ContentWriter;

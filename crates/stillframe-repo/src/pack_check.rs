@@ -173,7 +173,7 @@ impl State {
             }
             let stored = self.window.split_to(len);
             self.window_start += len as u64;
-            if let Err(error) = decode_chunk(ring, place, stored.freeze()) {
+            if let Err(error) = decode_chunk(ring, place, stored) {
                 let why = match error {
                     Error::Damaged { why, .. } => why,
                     error => error.to_string(),

@@ -364,7 +364,8 @@ impl Repository {
         Ok(manifest)
     }
 
-    /// Which backup is meant: `latest`, a name, an id, or the beginning of an id.
+    /// Which backup is meant: `latest`, an id, a name, or the beginning of an id; the first of these that fits. So a backup called
+    /// "cafe" is found by its name whatever the ids of others begin with.
     pub async fn resolve(&self, text: &str) -> Result<BackupId> {
         let not_found = || Error::NotFound { name: text.to_owned() };
         let (existing, _) = self.list_backups().await?;
@@ -384,9 +385,10 @@ impl Repository {
         let is_prefix = |id: &BackupId| !text.is_empty() && id.to_string().starts_with(text);
         let named = backups.readable.iter().filter(|manifest| manifest.draft.name.as_deref() == Some(text));
         let mut ids: Vec<BackupId> = named.map(|manifest| manifest.id).collect();
-        ids.extend(existing.into_iter().filter(is_prefix));
+        if ids.is_empty() {
+            ids.extend(existing.into_iter().filter(is_prefix));
+        }
         ids.sort_unstable();
-        ids.dedup();
         match ids.as_slice() {
             [] => Err(not_found()),
             [id] => Ok(*id),

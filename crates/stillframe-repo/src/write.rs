@@ -365,6 +365,13 @@ struct StoredManifest {
 }
 
 fn check_draft(draft: &ManifestDraft) -> Result<()> {
+    if let Some(name) = &draft.name
+        && (name.is_empty() || name == "latest" || name.parse::<BackupId>().is_ok())
+    {
+        return Err(Error::Invalid(format!(
+            "{name:?} cannot be a backup's name: it would mean something else"
+        )));
+    }
     let mut names = HashSet::new();
     for source in &draft.sources {
         if !names.insert(&source.name) {

@@ -59,8 +59,8 @@ async fn a_whole_backup_is_sound_at_each_level() {
         assert!(report.is_sound(), "{report:?}");
         assert_eq!((report.files, report.bytes), (12, 36_000));
         if level > VerifyLevel::Exists {
-            // 36 chunks, 12 nodes, a list and a description.
-            assert_eq!(report.chunks, 50);
+            // 36 chunks, 12 nodes, a description, and a list: one chunk, unless the key says to cut it.
+            assert!((50..55).contains(&report.chunks), "{report:?}");
             assert_eq!(report.packs, objects(&scene.store, "packs").await.len() as u64);
         }
     }
@@ -280,7 +280,8 @@ async fn a_spoiled_cache_is_built_again_and_never_believed() {
         let mut content = scene.content.clone();
         content.extend(files(2, 3, 2000).into_iter().map(|(path, bytes)| (format!("x{path}"), bytes)));
         let second = write(&repository, "b", &content).await.unwrap().manifest;
-        assert_eq!(second.statistics.chunks_new, 6 + 3 + 1, "{how}");
+        // Three new files, their nodes and the list; where that is cut depends on the key.
+        assert!((6000..8000).contains(&second.statistics.bytes_new), "{how}: {:?}", second.statistics);
         assert_eq!(support::assert_all_whole(scene.store.clone()).await, ["a", "b"], "{how}");
     }
 }

@@ -49,8 +49,10 @@ async fn what_is_stored_already_is_not_stored_again() {
     let mut content = files(1, 30, 5000);
     content.insert("twin".into(), content["dir/00003.sst"].clone());
     let first = write(&repository, "first", &content).await.unwrap().manifest.statistics;
-    // 30 files of five chunks and a node each, a list, a description; the twin is known.
-    assert_eq!((first.chunks_known, first.chunks_new), (6, 30 * 6 + 2));
+    // 30 files of five chunks and a node each, a description, a list; the twin is known. Where the list is cut depends on the
+    // key: now and then it is two chunks and their node.
+    let list = |chunks: u64| (1..6).contains(&chunks);
+    assert!(first.chunks_known == 6 && list(first.chunks_new - 30 * 6 - 1), "{first:?}");
 
     let second = write(&repository, "second", &content).await.unwrap().manifest.statistics;
     assert_eq!((second.chunks_new, second.bytes_stored, second.packs), (0, 0, 0));
@@ -58,7 +60,7 @@ async fn what_is_stored_already_is_not_stored_again() {
 
     content.insert("new".into(), noise(99, 1500));
     let third = write(&repository, "third", &content).await.unwrap().manifest.statistics;
-    assert_eq!(third.chunks_new, 2 + 1 + 1, "two chunks and their node, and the list");
+    assert!(list(third.chunks_new - 2 - 1), "two chunks and their node, and the list: {third:?}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -268,11 +270,19 @@ async fn a_backup_is_found_by_latest_by_name_and_by_the_beginning_of_its_id() {
         }
         other => panic!("{other}"),
     }
+    // A name wins over the beginning of somebody else's id.
+    let cafe = a.to_string()[..4].to_owned();
+    let d = write(&repository, &cafe, &content).await.unwrap().manifest.id;
+    assert_eq!(repository.resolve(&cafe).await.unwrap(), d);
+    for taken in ["latest", "", &a.to_string()] {
+        let refused = write(&repository, taken, &content).await.unwrap_err();
+        assert!(matches!(refused, Error::Invalid(_)), "{taken:?}: {refused}");
+    }
     for unknown in ["", "monthly", "zz", "../..", &"f".repeat(10_000)] {
         assert!(matches!(repository.resolve(unknown).await, Err(Error::NotFound { .. })), "{unknown:?}");
     }
     let info = repository.info().await.unwrap();
-    assert_eq!((info.backups, info.unfinished, info.marks, info.keys), (3, 0, 0, 1));
+    assert_eq!((info.backups, info.unfinished, info.marks, info.keys), (4, 0, 0, 1));
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -334,7 +344,7 @@ async fn many_threads_may_put_at_once_and_each_chunk_is_stored_once() {
     assert_eq!(read(&repository, written.manifest.id).await.unwrap(), *content);
     // A thread that stops between looking and appending while sixteen packs go by may store a chunk again.
     let new = written.manifest.statistics.chunks_new;
-    assert!((403..=410).contains(&new), "{new}");
+    assert!((403..=500).contains(&new), "{new} of 2400");
     assert_eq!(assert_all_whole(store).await, ["x"]);
 }
 

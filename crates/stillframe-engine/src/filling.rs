@@ -1,0 +1,190 @@
+//! Files of a restore, filled in batches: many small files or a part of a large one at a time, on several threads.
+
+use std::fs::{File, OpenOptions};
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use futures::StreamExt;
+use futures::stream::FuturesUnordered;
+use jiff::Timestamp;
+use stillframe_repo::{ChunkReader, ChunkRef, ContentRef, FileEntry, Repository};
+use stillframe_storage::{Attributes, failpoint};
+use tokio_util::task::AbortOnDropHandle;
+
+use crate::EngineError;
+
+/// A batch is full with so many bytes, or so many chunks.
+const BATCH_BYTES: u64 = 4 << 20;
+const BATCH_CHUNKS: usize = 256;
+/// Batches on their way. Each holds its bytes up to three times.
+const BATCHES: usize = 4;
+
+/// A file that is being filled. It is made when its first bytes come, and gets its attributes with its last ones.
+#[derive(Debug)]
+struct Destination {
+    place: PathBuf,
+    entry: FileEntry,
+    /// Absent before the first bytes and after the last ones, so that few files are open at a time.
+    file: Mutex<Option<Arc<File>>>,
+    bytes_left: AtomicU64,
+    attributes: SetAttributes,
+}
+
+/// When a file gets its mode, owner and time.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum SetAttributes {
+    /// As soon as it is full.
+    WhenFull,
+    /// It is changed after that: its attributes are for the caller.
+    Later,
+}
+
+/// A part of a file's content.
+#[derive(Debug)]
+struct Piece {
+    chunk: ChunkRef,
+    offset: u64,
+    destination: Arc<Destination>,
+}
+
+/// What a batch has brought.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct Filled {
+    pub(crate) files: u64,
+    pub(crate) bytes: u64,
+}
+
+/// Takes files and fills them. Each chunk is checked on its way.
+pub(crate) struct Filling<'a> {
+    repo: &'a Repository,
+    chunks: ChunkReader,
+    batch: Vec<Piece>,
+    batch_bytes: u64,
+    under_way: FuturesUnordered<AbortOnDropHandle<Result<Filled, EngineError>>>,
+    tell: &'a dyn Fn(Filled) -> Result<(), EngineError>,
+}
+
+impl<'a> Filling<'a> {
+    /// `tell` hears what was brought, and may say that it is enough.
+    pub(crate) fn new(repo: &'a Repository, tell: &'a dyn Fn(Filled) -> Result<(), EngineError>) -> Self {
+        let (batch, under_way) = (Vec::new(), FuturesUnordered::new());
+        Self { repo, chunks: repo.chunk_reader(), batch, batch_bytes: 0, under_way, tell }
+    }
+
+    /// Fills the file at `place`, which must not exist; its directory must.
+    pub(crate) async fn add(
+        &mut self,
+        place: PathBuf,
+        entry: FileEntry,
+        content: ContentRef,
+        attributes: SetAttributes,
+    ) -> Result<(), EngineError> {
+        let bytes_left = AtomicU64::new(content.length);
+        let destination =
+            Arc::new(Destination { place, entry, file: Mutex::default(), bytes_left, attributes });
+        if content.length == 0 {
+            destination.write(0, &[])?;
+            return (self.tell)(Filled { files: 1, bytes: 0 });
+        }
+        let mut leaves = self.repo.leaves(content);
+        let mut offset = 0;
+        while let Some(chunk) = leaves.next().await? {
+            if self.batch.len() >= BATCH_CHUNKS || self.batch_bytes + chunk.length > BATCH_BYTES {
+                self.send().await?;
+            }
+            self.batch.push(Piece { chunk, offset, destination: Arc::clone(&destination) });
+            self.batch_bytes += chunk.length;
+            offset += chunk.length;
+        }
+        Ok(())
+    }
+
+    /// Waits until everything is filled.
+    pub(crate) async fn finish(mut self) -> Result<(), EngineError> {
+        self.send().await?;
+        while self.wait_for_one().await? {}
+        Ok(())
+    }
+
+    async fn send(&mut self) -> Result<(), EngineError> {
+        let batch = std::mem::take(&mut self.batch);
+        self.batch_bytes = 0;
+        if batch.is_empty() {
+            return Ok(());
+        }
+        while self.under_way.len() >= BATCHES {
+            self.wait_for_one().await?;
+        }
+        let task = tokio::spawn(fill(self.chunks.clone(), batch));
+        self.under_way.push(AbortOnDropHandle::new(task));
+        Ok(())
+    }
+
+    /// `false`: nothing is under way.
+    async fn wait_for_one(&mut self) -> Result<bool, EngineError> {
+        let Some(done) = self.under_way.next().await else { return Ok(false) };
+        let filled = done.map_err(|_| EngineError::Bug("filling files panicked".into()))??;
+        (self.tell)(filled)?;
+        Ok(true)
+    }
+}
+
+async fn fill(chunks: ChunkReader, batch: Vec<Piece>) -> Result<Filled, EngineError> {
+    let group: Vec<ChunkRef> = batch.iter().map(|piece| piece.chunk).collect();
+    let contents = chunks.read_group(&group).await?;
+    let write = move || {
+        let mut filled = Filled::default();
+        for (piece, bytes) in batch.iter().zip(contents) {
+            filled.files += u64::from(piece.destination.write(piece.offset, &bytes)?);
+            filled.bytes += piece.chunk.length;
+        }
+        Ok(filled)
+    };
+    let written = tokio::task::spawn_blocking(write).await;
+    written.map_err(|_| EngineError::Bug("writing chunks panicked".into()))?
+}
+
+impl Destination {
+    /// Whether these were the last bytes.
+    fn write(&self, offset: u64, bytes: &[u8]) -> Result<bool, EngineError> {
+        let file = self.file()?;
+        file.write_all_at(bytes, offset).map_err(EngineError::io("write", &self.place))?;
+        let length = u64::try_from(bytes.len()).expect("a usize fits a u64");
+        if self.bytes_left.fetch_sub(length, Ordering::AcqRel) > length {
+            return Ok(false);
+        }
+        // Nobody else writes to it any more.
+        self.lock().take();
+        if self.attributes == SetAttributes::WhenFull {
+            apply(&file, &self.place, &self.entry)?;
+        }
+        failpoint("restore::filled");
+        Ok(true)
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, Option<Arc<File>>> {
+        self.file.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn file(&self) -> Result<Arc<File>, EngineError> {
+        let mut slot = self.lock();
+        if let Some(file) = &*slot {
+            return Ok(Arc::clone(file));
+        }
+        let file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&self.place);
+        let file = Arc::new(file.map_err(EngineError::io("create", &self.place))?);
+        *slot = Some(Arc::clone(&file));
+        Ok(file)
+    }
+}
+
+/// Gives a file or directory what its entry says.
+pub(crate) fn apply(file: &File, place: &Path, entry: &FileEntry) -> Result<(), EngineError> {
+    let nanoseconds = i32::try_from(entry.mtime_nanos).unwrap_or(0);
+    let modified = Timestamp::new(entry.mtime, nanoseconds)
+        .map_err(|error| EngineError::Unsound(format!("{}: {error}", entry.display_path())))?;
+    let attributes = Attributes { mode: entry.mode, uid: entry.uid, gid: entry.gid, modified };
+    attributes.apply(file).map_err(EngineError::io("set mode, owner and time of", place))
+}
