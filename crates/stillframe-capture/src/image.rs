@@ -66,7 +66,7 @@ impl ImageBuilder {
         like: &FileMeta,
     ) -> Result<bool, CaptureError> {
         let place = self.make_place(path)?;
-        let copied = copy_prefix(from, size, from_path, &place)?;
+        let copied = copy_to_new(from, size, from_path, &place)?;
         if copied < size {
             std::fs::remove_file(&place).map_err(CaptureError::io("remove", &place))?;
             self.made.remove(path);
@@ -303,7 +303,7 @@ pub(crate) fn refuse_occupied(target: &Path) -> Result<(), CaptureError> {
 
 /// Copies exactly `size` bytes into a new file; a shorter source is an error, because its length was known.
 pub(crate) fn copy_file(from: &File, size: u64, from_path: &Path, to: &Path) -> Result<(), CaptureError> {
-    let copied = copy_prefix(from, size, from_path, to)?;
+    let copied = copy_to_new(from, size, from_path, to)?;
     if copied == size {
         return Ok(());
     }
@@ -313,48 +313,71 @@ pub(crate) fn copy_file(from: &File, size: u64, from_path: &Path, to: &Path) -> 
     })
 }
 
-/// Copies at most `size` bytes from the beginning into a new file and says how many there were. The file system may share
-/// the blocks (`copy_file_range`).
-fn copy_prefix(from: &File, size: u64, from_path: &Path, to: &Path) -> Result<u64, CaptureError> {
-    use rustix::io::Errno;
-    let target = create_new(to)?;
-    let (mut read_at, mut write_at) = (0_u64, 0_u64);
-    while read_at < size {
-        let wanted = usize::try_from((size - read_at).min(64 << 20)).expect("64 MiB fit a usize");
-        match rustix::fs::copy_file_range(from, Some(&mut read_at), &target, Some(&mut write_at), wanted) {
-            Ok(0) => return Ok(write_at),
-            Ok(_) => {}
-            Err(Errno::XDEV | Errno::NOSYS | Errno::INVAL | Errno::OPNOTSUPP) => {
-                return copy_by_hand(from, size, write_at, from_path, &target, to);
-            }
-            Err(error) => return Err(CaptureError::from_io("copy to", to, error.into())),
-        }
-    }
-    Ok(write_at)
+/// Copies at most `size` bytes from the beginning into a new file and says how many there were.
+fn copy_to_new(from: &File, size: u64, from_path: &Path, to: &Path) -> Result<u64, CaptureError> {
+    FileCopy { from, from_path, target: &create_new(to)?, to }.prefix(size, &mut |_| Ok(()))
 }
 
-fn copy_by_hand(
-    from: &File,
-    size: u64,
-    start: u64,
-    from_path: &Path,
-    target: &File,
-    to: &Path,
-) -> Result<u64, CaptureError> {
-    let mut buffer = vec![0; 1 << 20];
-    let mut at = start;
-    while at < size {
-        let wanted = usize::try_from((size - at).min(1 << 20)).expect("1 MiB fits a usize");
-        let part = buffer.get_mut(..wanted).expect("wanted is at most the buffer's length");
-        let got = from.read_at(part, at).map_err(CaptureError::io("read", from_path))?;
-        if got == 0 {
-            break;
+/// Bytes of one file into another.
+pub(crate) struct FileCopy<'a> {
+    pub(crate) from: &'a File,
+    pub(crate) from_path: &'a Path,
+    /// Empty.
+    pub(crate) target: &'a File,
+    pub(crate) to: &'a Path,
+}
+
+/// Called with what is copied so far; may end it.
+type Look<'a> = &'a mut dyn FnMut(u64) -> Result<(), CaptureError>;
+
+impl FileCopy<'_> {
+    /// How much is copied between two looks.
+    const STEP: u64 = 8 << 20;
+
+    /// Copies at most `size` bytes from the beginning and says how many there were. The file system may share the blocks
+    /// (`copy_file_range`).
+    pub(crate) fn prefix(&self, size: u64, look: Look<'_>) -> Result<u64, CaptureError> {
+        use rustix::io::Errno;
+        let (mut read_at, mut write_at) = (0_u64, 0_u64);
+        while read_at < size {
+            look(write_at)?;
+            let wanted = usize::try_from((size - read_at).min(Self::STEP)).expect("8 MiB fit a usize");
+            let (read_at, write_at) = (&mut read_at, &mut write_at);
+            match rustix::fs::copy_file_range(
+                self.from,
+                Some(read_at),
+                self.target,
+                Some(&mut *write_at),
+                wanted,
+            ) {
+                Ok(0) => return Ok(*write_at),
+                Ok(_) => {}
+                Err(Errno::XDEV | Errno::NOSYS | Errno::INVAL | Errno::OPNOTSUPP) => {
+                    return self.by_hand(size, *write_at, look);
+                }
+                Err(error) => return Err(CaptureError::from_io("copy to", self.to, error.into())),
+            }
         }
-        let part = part.get(..got).expect("read_at returns at most what was asked for");
-        target.write_all_at(part, at).map_err(CaptureError::io("write", to))?;
-        at += u64::try_from(got).expect("a usize fits a u64");
+        Ok(write_at)
     }
-    Ok(at)
+
+    fn by_hand(&self, size: u64, start: u64, look: Look<'_>) -> Result<u64, CaptureError> {
+        let mut buffer = vec![0; 1 << 20];
+        let mut at = start;
+        while at < size {
+            look(at)?;
+            let wanted = usize::try_from((size - at).min(1 << 20)).expect("1 MiB fits a usize");
+            let part = buffer.get_mut(..wanted).expect("wanted is at most the buffer's length");
+            let got = self.from.read_at(part, at).map_err(CaptureError::io("read", self.from_path))?;
+            if got == 0 {
+                break;
+            }
+            let part = part.get(..got).expect("read_at returns at most what was asked for");
+            self.target.write_all_at(part, at).map_err(CaptureError::io("write", self.to))?;
+            at += u64::try_from(got).expect("a usize fits a u64");
+        }
+        Ok(at)
+    }
 }
 
 /// A new file that only we may read until its attributes are set.

@@ -6,12 +6,10 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use futures::StreamExt;
-use futures::stream::FuturesUnordered;
 use jiff::Timestamp;
 use stillframe_repo::{ChunkReader, ChunkRef, ContentRef, FileEntry, Repository};
 use stillframe_storage::{Attributes, failpoint};
-use tokio_util::task::AbortOnDropHandle;
+use tokio::task::JoinSet;
 
 use crate::EngineError;
 
@@ -62,14 +60,14 @@ pub(crate) struct Filling<'a> {
     chunks: ChunkReader,
     batch: Vec<Piece>,
     batch_bytes: u64,
-    under_way: FuturesUnordered<AbortOnDropHandle<Result<Filled, EngineError>>>,
+    under_way: JoinSet<Result<Filled, EngineError>>,
     tell: &'a dyn Fn(Filled) -> Result<(), EngineError>,
 }
 
 impl<'a> Filling<'a> {
     /// `tell` hears what was brought, and may say that it is enough.
     pub(crate) fn new(repo: &'a Repository, tell: &'a dyn Fn(Filled) -> Result<(), EngineError>) -> Self {
-        let (batch, under_way) = (Vec::new(), FuturesUnordered::new());
+        let (batch, under_way) = (Vec::new(), JoinSet::new());
         Self { repo, chunks: repo.chunk_reader(), batch, batch_bytes: 0, under_way, tell }
     }
 
@@ -102,10 +100,15 @@ impl<'a> Filling<'a> {
     }
 
     /// Waits until everything is filled.
-    pub(crate) async fn finish(mut self) -> Result<(), EngineError> {
+    pub(crate) async fn finish(&mut self) -> Result<(), EngineError> {
         self.send().await?;
         while self.wait_for_one().await? {}
         Ok(())
+    }
+
+    /// Waits for what is under way, whatever comes of it: afterwards nothing is written any more, and what was can be removed.
+    pub(crate) async fn abandon(mut self) {
+        while self.under_way.join_next().await.is_some() {}
     }
 
     async fn send(&mut self) -> Result<(), EngineError> {
@@ -117,14 +120,13 @@ impl<'a> Filling<'a> {
         while self.under_way.len() >= BATCHES {
             self.wait_for_one().await?;
         }
-        let task = tokio::spawn(fill(self.chunks.clone(), batch));
-        self.under_way.push(AbortOnDropHandle::new(task));
+        self.under_way.spawn(fill(self.chunks.clone(), batch));
         Ok(())
     }
 
     /// `false`: nothing is under way.
     async fn wait_for_one(&mut self) -> Result<bool, EngineError> {
-        let Some(done) = self.under_way.next().await else { return Ok(false) };
+        let Some(done) = self.under_way.join_next().await else { return Ok(false) };
         let filled = done.map_err(|_| EngineError::Bug("filling files panicked".into()))??;
         (self.tell)(filled)?;
         Ok(true)

@@ -239,9 +239,25 @@ async fn write_files(
     meter: &Meter<'_>,
     outcome: &mut RestoreOutcome,
 ) -> Result<Unfinished, EngineError> {
-    let mut unfinished = Unfinished::default();
     let told = |filled: Filled| meter.add(filled);
     let mut filling = Filling::new(into.repo, &told);
+    let written = write_list(into, source, snapshot, layout, meter, outcome, &mut filling).await;
+    if written.is_err() {
+        filling.abandon().await;
+    }
+    written
+}
+
+async fn write_list(
+    into: &Into<'_>,
+    source: &SourceManifest,
+    snapshot: &Snapshot,
+    layout: &Layout,
+    meter: &Meter<'_>,
+    outcome: &mut RestoreOutcome,
+    filling: &mut Filling<'_>,
+) -> Result<Unfinished, EngineError> {
+    let mut unfinished = Unfinished::default();
     let rewrites = layout.new_wal_dir(snapshot).is_some();
     let mut list = into.repo.files(source.files);
     let mut made = None;

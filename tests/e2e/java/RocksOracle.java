@@ -226,6 +226,8 @@ public final class RocksOracle {
     final String dir;
     final MappedByteBuffer ledger;
     final List<ColumnFamilyHandle> handles = new ArrayList<>();
+    /** In the names of transactions: one that was recovered keeps its name even when it is rolled back. */
+    final long opened = System.nanoTime();
     RocksDB db;
 
     Writer(Settings settings, String dir, String ledgerPath) throws Exception {
@@ -347,7 +349,7 @@ public final class RocksOracle {
         try (var given = transactions.beginTransaction(unsynced, new TransactionOptions())) {
           for (int f = 0; f < settings.families(); f++) given.put(handles.get(f), key(thread, i % settings.slots()), new byte[20]);
           if (settings.on("two_pc")) {
-            given.setName("given-up-" + thread + "-" + i);
+            given.setName("given-up-" + thread + "-" + i + "-" + opened);
             prepare(given);
           }
           given.rollback();
@@ -361,7 +363,7 @@ public final class RocksOracle {
           }
         }
         if (settings.on("two_pc")) {
-          transaction.setName("commit-" + thread + "-" + i);
+          transaction.setName("commit-" + thread + "-" + i + "-" + opened);
           prepare(transaction);
         }
         transaction.commit();

@@ -18,7 +18,8 @@ use super::error::{Answer, failed, locked, sort};
 use super::header::Header;
 use super::lock_watch::LockWatch;
 use super::open_databases::{OpenDatabase, OpenDatabases};
-use super::{Reader, State, Transaction, Wal, beside};
+use super::wal::Wal;
+use super::{Reader, State, Transaction, beside};
 
 /// How long to try to get in, at most. A rollback-mode writer that never pauses, or an exclusive one, leaves no way in.
 const PATIENCE: Duration = Duration::from_secs(15);
@@ -89,6 +90,7 @@ fn start(
 ) -> Result<(), CaptureError> {
     let path = transaction.path.clone();
     let patience = context.clock.monotonic() + options.deadline.min(PATIENCE);
+    let bytes = File::open(&path).map_err(CaptureError::io("open", &path))?;
     loop {
         if context.cancel.is_cancelled() {
             return Err(CaptureError::Cancelled);
@@ -102,17 +104,18 @@ fn start(
                 }
                 open.note_locks();
                 foreign.check_after(&path, &mode)?;
+                // SQLite has opened the path by itself.
+                let same = |a: Metadata, b: Metadata| (a.dev(), a.ino()) == (b.dev(), b.ino());
+                if !bytes.metadata().and_then(|own| Ok(same(own, std::fs::metadata(&path)?))).unwrap_or(false)
+                {
+                    return Err(CaptureError::Vanished { path });
+                }
                 transaction.state = if mode == "wal" {
-                    let wal = beside(&path, "-wal");
-                    let length = std::fs::metadata(&wal).map_or(0, |meta| meta.len());
-                    State::Reading {
-                        reader: Reader::Free(connection),
-                        wal: Some(Wal { path: wal, length }),
-                        open,
-                    }
+                    let wal = Some(Wal::look(beside(&path, "-wal"))?);
+                    State::Reading { reader: Reader::Free(connection), wal, bytes, open }
                 } else {
                     let watch = LockWatch::start(connection, options.sqlite_lock_timeout);
-                    State::Reading { reader: Reader::Watched(watch), wal: None, open }
+                    State::Reading { reader: Reader::Watched(watch), wal: None, bytes, open }
                 };
                 return Ok(());
             }

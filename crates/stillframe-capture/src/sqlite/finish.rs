@@ -1,12 +1,14 @@
-//! The second phase: pages into staging, inside the read transaction.
+//! The second phase: the database into staging, inside the read transaction.
 
+use std::fs::File;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use rusqlite::Connection;
 use rusqlite::backup::{Backup, StepResult};
 use stillframe_storage::{RelativePath, failpoint};
 
-use crate::image::{ImageBuilder, create_new, set_attributes};
+use crate::image::{FileCopy, ImageBuilder, create_new, set_attributes};
 use crate::snapshot::{FileKind, Pointer, Role, SNAPSHOT_VERSION, Snapshot, SnapshotFile};
 use crate::{CaptureError, CaptureOptions, Context, Engine, Event, Image};
 
@@ -14,7 +16,8 @@ use super::begin::open_own;
 use super::error::failed;
 use super::header::Header;
 use super::open_databases::OpenDatabase;
-use super::{PROFILE, Reader, State, Transaction, Wal};
+use super::wal::{Layers, Wal};
+use super::{PROFILE, Reader, State, Transaction};
 
 /// How much is copied between two looks at time, cancellation and the log's length.
 const STEP_BYTES: u32 = 4 << 20;
@@ -40,20 +43,24 @@ pub(crate) fn finish(
             std::fs::rename(&copy, &place).map_err(CaptureError::io("move", &place))?;
             "wal, copied while it was closed"
         }
-        State::Reading { reader, wal, open } => {
+        State::Reading { reader, wal, bytes, open } => {
             create_new(&place)?;
-            let copying = Copying { path: &path, place: &place, open: &open, options, context };
+            let copying =
+                Copying { path: &path, bytes: &bytes, place: &place, open: &open, options, context };
             let mode = match reader {
-                Reader::Free(connection) => copying.run(connection, wal.as_ref(), None).map(|()| "wal"),
+                Reader::Free(connection) => {
+                    copying.run(connection, Limits { wal: wal.as_ref(), until: None }).map(|()| "wal")
+                }
                 Reader::Watched(watch) => match watch.stop() {
                     None => Err(copying.locked_too_long()),
                     Some(connection) => {
-                        let until = began + options.sqlite_lock_timeout;
-                        copying.run(connection, None, Some(until)).map(|()| "rollback")
+                        let until = Some(began + options.sqlite_lock_timeout);
+                        copying.run(connection, Limits { wal: None, until }).map(|()| "rollback")
                     }
                 },
             };
-            // Only now may others of this process open the file again.
+            // The connection is closed: only now may the file be closed, and others of this process open it again.
+            drop(bytes);
             drop(open);
             mode?
         }
@@ -104,35 +111,71 @@ pub(crate) fn finish(
 
 struct Copying<'a> {
     path: &'a Path,
+    bytes: &'a File,
     place: &'a PathBuf,
     open: &'a OpenDatabase,
     options: &'a CaptureOptions,
     context: &'a Context<'a>,
 }
 
+/// What bounds a copy.
+#[derive(Clone, Copy)]
+struct Limits<'a> {
+    wal: Option<&'a Wal>,
+    /// The monotonic time at which the database must be let go.
+    until: Option<Duration>,
+}
+
 impl Copying<'_> {
-    /// Copies all pages. `until` is the monotonic time at which the database must be let go.
-    fn run(
-        &self,
-        source: Connection,
-        wal: Option<&Wal>,
-        until: Option<std::time::Duration>,
-    ) -> Result<(), CaptureError> {
-        let from = failed(self.path);
-        let page_size: u32 =
-            source.query_row("PRAGMA page_size", [], |row| row.get(0)).map_err(failed(self.path))?;
+    fn run(&self, source: Connection, limits: Limits<'_>) -> Result<(), CaptureError> {
+        let copied = self.copy(&source, limits).and_then(|()| self.check_locks());
+        // Ends the transaction, whatever came out. Closing does not checkpoint: the connection is read-only and told not to.
+        let closed = source.close().map_err(|(_, error)| failed(self.path)(error));
+        copied?;
+        closed
+    }
+
+    fn copy(&self, source: &Connection, limits: Limits<'_>) -> Result<(), CaptureError> {
+        let number = |pragma: &str| source.query_row(pragma, [], |row| row.get(0)).map_err(failed(self.path));
+        let (page_size, pages): (u32, u32) = (number("PRAGMA page_size")?, number("PRAGMA page_count")?);
+        if self.copy_bytes(page_size, pages, limits)? {
+            return Ok(());
+        }
+        tracing::debug!(path = %self.path.display(), "SQLite copies it page by page");
+        let emptied = File::options().write(true).truncate(true).open(self.place);
+        emptied.map_err(CaptureError::io("empty", self.place))?;
         let mut target = open_own(self.place)?;
         // The file is worth nothing until the image is whole: no journal, no syncs.
         target
             .execute_batch("PRAGMA journal_mode=off; PRAGMA synchronous=off; PRAGMA locking_mode=exclusive;")
             .map_err(failed(self.place))?;
-        let copied = self.copy_pages(&source, &mut target, page_size, wal, until);
-        let outcome = copied.and_then(|()| self.check_locks());
-        // Ends the transaction, whatever came out. Closing does not checkpoint: the connection is read-only and told not to.
-        let closed = source.close().map_err(|(_, error)| from(error));
-        outcome?;
-        closed?;
+        self.copy_pages(source, &mut target, page_size, limits)?;
         target.close().map_err(|(_, error)| failed(self.place)(error))
+    }
+
+    /// The file's bytes, and over them the log's. `false`: SQLite itself must do it.
+    fn copy_bytes(&self, page_size: u32, pages: u32, limits: Limits<'_>) -> Result<bool, CaptureError> {
+        let layers = limits.wal.map_or(Ok(Layers::FileAlone), |wal| wal.layers(page_size))?;
+        let pages = match &layers {
+            Layers::FileAlone => pages,
+            Layers::FileAndLog(overlay) => overlay.database_pages,
+            Layers::Unclear => return Ok(false),
+        };
+        let size = u64::from(pages) * u64::from(page_size);
+        let opened = File::options().write(true).open(self.place);
+        let target = opened.map_err(CaptureError::io("open", self.place))?;
+        let copy = FileCopy { from: self.bytes, from_path: self.path, target: &target, to: self.place };
+        let mut look = |done| self.look(done, size, limits);
+        let copied = copy.prefix(size, &mut look)?;
+        look(copied)?;
+        let (Some(wal), Layers::FileAndLog(overlay)) = (limits.wal, &layers) else {
+            return Ok(copied == size);
+        };
+        // Pages that were added are in the log alone.
+        target.set_len(size).map_err(CaptureError::io("write", self.place))?;
+        let whole = wal.put_over(overlay, &target, self.place)?;
+        look(size)?;
+        Ok(whole)
     }
 
     fn copy_pages(
@@ -140,36 +183,35 @@ impl Copying<'_> {
         source: &Connection,
         target: &mut Connection,
         page_size: u32,
-        wal: Option<&Wal>,
-        until: Option<std::time::Duration>,
+        limits: Limits<'_>,
     ) -> Result<(), CaptureError> {
         let pages = i32::try_from((STEP_BYTES / page_size.max(512)).max(1)).expect("at most 8192 pages");
         let backup = Backup::new(source, target).map_err(failed(self.place))?;
         loop {
-            if self.context.cancel.is_cancelled() {
-                return Err(CaptureError::Cancelled);
-            }
             let result = backup.step(pages).map_err(failed(self.place))?;
             let progress = backup.progress();
             let bytes = |pages: i32| u64::try_from(pages).unwrap_or(0) * u64::from(page_size);
-            (self.context.events)(Event::Copied {
-                done: bytes(progress.pagecount.saturating_sub(progress.remaining)),
-                total: bytes(progress.pagecount),
-            });
-            if result == StepResult::Done {
-                return Ok(());
-            }
-            if until.is_some_and(|until| self.context.clock.monotonic() >= until) {
-                return Err(self.locked_too_long());
-            }
-            if let Some(wal) = wal {
-                self.check_growth(wal)?;
-            }
-            if result != StepResult::More {
+            let total = bytes(progress.pagecount);
+            self.look(total.saturating_sub(bytes(progress.remaining)), total, limits)?;
+            match result {
+                StepResult::Done => return Ok(()),
+                StepResult::More => {}
                 // Inside our own read transaction only the target could be busy, and nobody else knows it.
-                return Err(super::error::locked(self.path));
+                _ => return Err(super::error::locked(self.path)),
             }
         }
+    }
+
+    /// Tells how far it is, and ends it when it was cancelled, the time is over, or the log grew too long.
+    fn look(&self, done: u64, total: u64, limits: Limits<'_>) -> Result<(), CaptureError> {
+        if self.context.cancel.is_cancelled() {
+            return Err(CaptureError::Cancelled);
+        }
+        (self.context.events)(Event::Copied { done, total });
+        if done < total && limits.until.is_some_and(|until| self.context.clock.monotonic() >= until) {
+            return Err(self.locked_too_long());
+        }
+        limits.wal.map_or(Ok(()), |wal| self.check_growth(wal))
     }
 
     /// Without its locks the copy may be of several moments.
@@ -187,8 +229,7 @@ impl Copying<'_> {
 
     /// While the transaction lives the log can only grow, and stays that long on the disk of the application.
     fn check_growth(&self, wal: &Wal) -> Result<(), CaptureError> {
-        let length = std::fs::metadata(&wal.path).map_or(0, |meta| meta.len());
-        let grown = length.saturating_sub(wal.length);
+        let grown = wal.growth();
         if grown <= self.options.sqlite_wal_cap {
             return Ok(());
         }
@@ -196,11 +237,11 @@ impl Copying<'_> {
             path: self.path.to_owned(),
             moved: format!(
                 "{} grew by {grown} bytes while the database was copied, more than the {} allowed",
-                wal.path.display(),
+                wal.path().display(),
                 self.options.sqlite_wal_cap
             ),
             attempts: 1,
-            waited: std::time::Duration::ZERO,
+            waited: Duration::ZERO,
         })
     }
 

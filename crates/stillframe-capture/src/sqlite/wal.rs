@@ -1,0 +1,352 @@
+//! The write-ahead log of a database, read from outside while a read transaction keeps it in place.
+//!
+//! Whoever holds a read transaction on a WAL database keeps checkpoints from copying anything newer than its snapshot into the
+//! database file, and the log from being overwritten from its beginning as long as it has anything that the file has not. So the
+//! bytes of the file, with the newest version of each page from the log put over them, are the database as it was at
+//! the log's commit up to which one reads, if that is the snapshot's or a later one. A page that a checkpoint is writing at this
+//! moment is in that log, too.
+//!
+//! Format: <https://www.sqlite.org/fileformat2.html#walformat>. Numbers are big endian.
+
+use std::collections::HashMap;
+use std::fs::File;
+use std::io;
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+
+use crate::CaptureError;
+
+const HEADER_LEN: usize = 32;
+const FRAME_HEADER_LEN: usize = 24;
+const MAGIC: u32 = 0x377f_0682;
+const VERSION: u32 = 3_007_000;
+
+/// The first bytes of a log.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Header {
+    /// Of the words that checksums are made of.
+    big_endian: bool,
+    page_size: u32,
+    /// Changed whenever the log is begun anew; frames with other salts are of an earlier one.
+    salts: [u8; 8],
+    checksum: Checksum,
+}
+
+/// The bytes before a page.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct FrameHeader {
+    page: u32,
+    /// Pages of the database after the commit that this frame ends; 0 where it ends none.
+    pages_after_commit: u32,
+    salts: [u8; 8],
+    checksum: Checksum,
+}
+
+/// Over everything before it in the log.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+struct Checksum(u32, u32);
+
+impl Checksum {
+    fn add(self, bytes: &[u8], big_endian: bool) -> Self {
+        let word = if big_endian { u32::from_be_bytes } else { u32::from_le_bytes };
+        let (words, _) = bytes.as_chunks::<4>();
+        let (pairs, _) = words.as_chunks::<2>();
+        pairs.iter().fold(self, |Self(mut first, mut second), [a, b]| {
+            first = first.wrapping_add(word(*a)).wrapping_add(second);
+            second = second.wrapping_add(word(*b)).wrapping_add(first);
+            Self(first, second)
+        })
+    }
+}
+
+fn number(bytes: &[u8], at: usize) -> u32 {
+    let word = bytes.get(at..at + 4).and_then(|word| word.try_into().ok()).unwrap_or_default();
+    u32::from_be_bytes(word)
+}
+
+fn salts(bytes: &[u8], at: usize) -> [u8; 8] {
+    bytes.get(at..at + 8).and_then(|salts| salts.try_into().ok()).unwrap_or_default()
+}
+
+impl Header {
+    /// `None`: not a log that SQLite would read.
+    fn parse(bytes: &[u8; HEADER_LEN]) -> Option<Self> {
+        let magic = number(bytes, 0);
+        let header = Self {
+            big_endian: magic & 1 == 1,
+            page_size: number(bytes, 8),
+            salts: salts(bytes, 16),
+            checksum: Checksum(number(bytes, 24), number(bytes, 28)),
+        };
+        let (covered, _) = bytes.split_at(HEADER_LEN - 8);
+        let sound = magic & !1 == MAGIC
+            && number(bytes, 4) == VERSION
+            && (512..=65_536).contains(&header.page_size)
+            && header.page_size.is_power_of_two()
+            && Checksum::default().add(covered, header.big_endian) == header.checksum;
+        sound.then_some(header)
+    }
+}
+
+impl FrameHeader {
+    fn parse(bytes: &[u8]) -> Self {
+        Self {
+            page: number(bytes, 0),
+            pages_after_commit: number(bytes, 4),
+            salts: salts(bytes, 8),
+            checksum: Checksum(number(bytes, 16), number(bytes, 20)),
+        }
+    }
+}
+
+/// A log as far as a capture needs it: up to the last commit that was in it when the read transaction had begun.
+#[derive(Debug)]
+pub(super) struct Wal {
+    path: PathBuf,
+    /// Its length when the transaction had begun.
+    length: u64,
+    /// The log's header and its number of frames up to the last commit. `None`: there was none.
+    end: Option<(Header, u64)>,
+}
+
+/// How the database as of the look is put together.
+#[derive(Debug)]
+pub(super) enum Layers {
+    /// The database file is all of it: the log had been copied into it when the transaction began, and since the transaction is
+    /// not interested in the log, nothing more goes into the file while it lives.
+    FileAlone,
+    /// The database file with the log's pages over it.
+    FileAndLog(Overlay),
+    /// The log is not what it was. SQLite itself must be asked.
+    Unclear,
+}
+
+/// Pages of a log that go over those of the database file.
+#[derive(Debug, Default)]
+pub(super) struct Overlay {
+    /// The place in the log of the newest version of each page.
+    pages: HashMap<u32, u64>,
+    /// The length of the database in pages.
+    pub(super) database_pages: u32,
+    page_size: u32,
+}
+
+impl Wal {
+    /// Looks where the log ends. The read transaction must have begun: then nothing that it sees is after that end, and what is
+    /// committed from now on is.
+    pub(super) fn look(path: PathBuf) -> Result<Self, CaptureError> {
+        let file = match File::open(&path) {
+            Ok(file) => file,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                return Ok(Self { path, length: 0, end: None });
+            }
+            Err(error) => return Err(CaptureError::from_io("open", &path, error)),
+        };
+        let failed = |error| CaptureError::from_io("read", &path, error);
+        let length = file.metadata().map_err(failed)?.len();
+        let Some(header) = read_header(&file).map_err(failed)? else {
+            return Ok(Self { path, length, end: None });
+        };
+        let mut end = 0;
+        for frame in 0..frames_in(length, &header) {
+            let mut bytes = [0; FRAME_HEADER_LEN];
+            if !read_whole(&file, &mut bytes, place_of(frame, &header)).map_err(failed)? {
+                break;
+            }
+            let found = FrameHeader::parse(&bytes);
+            if found.salts != header.salts {
+                break;
+            }
+            if found.pages_after_commit != 0 {
+                end = frame + 1;
+            }
+        }
+        Ok(Self { path, length, end: Some((header, end)) })
+    }
+
+    /// Where it is.
+    pub(super) fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// By how many bytes it has grown since.
+    pub(super) fn growth(&self) -> u64 {
+        std::fs::metadata(&self.path).map_or(0, |meta| meta.len()).saturating_sub(self.length)
+    }
+
+    /// The pages up to its end, read and checked as SQLite does after a crash. The read transaction must still be there.
+    pub(super) fn layers(&self, page_size: u32) -> Result<Layers, CaptureError> {
+        let Some((header, end)) = self.end.filter(|(_, end)| *end > 0) else { return Ok(Layers::FileAlone) };
+        let failed = |error| CaptureError::from_io("read", &self.path, error);
+        let file = match File::open(&self.path) {
+            Ok(file) => file,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Layers::FileAlone),
+            Err(error) => return Err(failed(error)),
+        };
+        let mut overlay = Overlay { page_size: header.page_size, ..Overlay::default() };
+        let mut checksum = header.checksum;
+        let mut of_commit = HashMap::new();
+        let page_len = usize::try_from(header.page_size).expect("at most 64 KiB");
+        let mut bytes = vec![0; FRAME_HEADER_LEN + page_len];
+        let mut frame = 0;
+        while frame < end {
+            let place = place_of(frame, &header);
+            if !read_whole(&file, &mut bytes, place).map_err(failed)? {
+                break;
+            }
+            let (head, page) = bytes.split_at(FRAME_HEADER_LEN);
+            let found = FrameHeader::parse(head);
+            let (covered, _) = head.split_at(8);
+            checksum = checksum.add(covered, header.big_endian).add(page, header.big_endian);
+            if found.salts != header.salts || found.checksum != checksum || found.page == 0 {
+                break;
+            }
+            of_commit.insert(found.page, place + FRAME_HEADER_LEN as u64);
+            if found.pages_after_commit != 0 {
+                overlay.pages.extend(of_commit.drain());
+                overlay.database_pages = found.pages_after_commit;
+            }
+            frame += 1;
+        }
+        // The header is written before the frames when a log is begun anew.
+        if read_header(&file).map_err(failed)? != Some(header) {
+            return Ok(Layers::FileAlone);
+        }
+        let whole = frame == end && of_commit.is_empty() && header.page_size == page_size;
+        Ok(if whole { Layers::FileAndLog(overlay) } else { Layers::Unclear })
+    }
+
+    /// Puts the pages into `target`, which has the bytes of the database file. `false`: the log was begun anew meanwhile, and
+    /// what is in the target now is worth nothing.
+    pub(super) fn put_over(&self, overlay: &Overlay, target: &File, to: &Path) -> Result<bool, CaptureError> {
+        let failed = |error| CaptureError::from_io("read", &self.path, error);
+        let file = File::open(&self.path).map_err(failed)?;
+        let mut bytes = vec![0; usize::try_from(overlay.page_size).expect("at most 64 KiB")];
+        let mut pages: Vec<(u32, u64)> = overlay.pages.iter().map(|(page, place)| (*page, *place)).collect();
+        pages.sort_unstable();
+        for (page, place) in pages.into_iter().filter(|(page, _)| *page <= overlay.database_pages) {
+            if !read_whole(&file, &mut bytes, place).map_err(failed)? {
+                return Ok(false);
+            }
+            let place = u64::from(page - 1) * u64::from(overlay.page_size);
+            target.write_all_at(&bytes, place).map_err(CaptureError::io("write", to))?;
+        }
+        Ok(read_header(&file).map_err(failed)? == self.end.map(|(header, _)| header))
+    }
+}
+
+fn frames_in(length: u64, header: &Header) -> u64 {
+    length.saturating_sub(HEADER_LEN as u64) / frame_len(header)
+}
+
+fn frame_len(header: &Header) -> u64 {
+    FRAME_HEADER_LEN as u64 + u64::from(header.page_size)
+}
+
+fn place_of(frame: u64, header: &Header) -> u64 {
+    HEADER_LEN as u64 + frame * frame_len(header)
+}
+
+fn read_header(file: &File) -> io::Result<Option<Header>> {
+    let mut bytes = [0; HEADER_LEN];
+    Ok(if read_whole(file, &mut bytes, 0)? { Header::parse(&bytes) } else { None })
+}
+
+/// `false`: the file ends before.
+fn read_whole(file: &File, bytes: &mut [u8], at: u64) -> io::Result<bool> {
+    match file.read_exact_at(bytes, at) {
+        Ok(()) => Ok(true),
+        Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => Ok(false),
+        Err(error) => Err(error),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+    use rusqlite::Connection;
+
+    use super::*;
+
+    fn overlay(wal: &Wal) -> Overlay {
+        match wal.layers(4096).unwrap() {
+            Layers::FileAndLog(overlay) => overlay,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn only_whole_commits_count_and_only_those_that_were_there_at_the_look() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("db");
+        let writer = Connection::open(&path).unwrap();
+        writer
+            .execute_batch(
+                "PRAGMA journal_mode=wal; PRAGMA wal_autocheckpoint=0; PRAGMA cache_size=2; CREATE TABLE t(v);
+                 INSERT INTO t VALUES(randomblob(9000));",
+            )
+            .unwrap();
+        let log = dir.path().join("db-wal");
+        let looked = Wal::look(log.clone()).unwrap();
+        let (_, end) = looked.end.unwrap();
+        // Pages that the cache had no room for stand in the log without a commit.
+        writer.execute_batch("BEGIN; INSERT INTO t VALUES(randomblob(200000));").unwrap();
+        let spilled = Wal::look(log.clone()).unwrap();
+        assert!(spilled.growth() == 0 && looked.growth() > 0, "nothing was spilled");
+        assert_eq!(spilled.end.unwrap().1, end);
+        let before = overlay(&looked);
+        writer.execute_batch("COMMIT").unwrap();
+        let after = overlay(&looked);
+        assert_eq!((before.pages, before.database_pages), (after.pages, after.database_pages));
+        let looked_again = Wal::look(log.clone()).unwrap();
+        let all = overlay(&looked_again);
+        assert!(all.database_pages > after.database_pages);
+        assert!(matches!(looked.layers(512).unwrap(), Layers::Unclear), "another page size");
+
+        // A damaged frame is for SQLite to judge.
+        let bytes = std::fs::read(&log).unwrap();
+        let mut damaged = bytes.clone();
+        damaged[5000] ^= 1;
+        std::fs::write(&log, &damaged).unwrap();
+        assert!(matches!(looked.layers(4096).unwrap(), Layers::Unclear));
+        std::fs::write(&log, &bytes).unwrap();
+
+        // Begun anew: what was looked at is in the database file.
+        let target = tempfile::tempfile().unwrap();
+        assert!(looked_again.put_over(&all, &target, Path::new("target")).unwrap());
+        writer.execute_batch("PRAGMA wal_checkpoint(RESTART); INSERT INTO t VALUES(1)").unwrap();
+        assert!(!looked_again.put_over(&all, &target, Path::new("target")).unwrap());
+        assert!(matches!(looked.layers(4096).unwrap(), Layers::FileAlone));
+        overlay(&Wal::look(log).unwrap());
+        let none = Wal::look(dir.path().join("none")).unwrap();
+        assert!(matches!(none.layers(4096).unwrap(), Layers::FileAlone));
+    }
+
+    proptest! {
+        #[test]
+        fn hostile_logs_never_panic(
+            bytes in proptest::collection::vec(any::<u8>(), 0..3000), begin in 0..3_u8, page_size in 0..6_u32
+        ) {
+            let mut bytes = bytes;
+            if begin > 0 && bytes.len() > HEADER_LEN {
+                bytes[..4].copy_from_slice(&(MAGIC + u32::from(begin - 1)).to_be_bytes());
+                bytes[4..8].copy_from_slice(&VERSION.to_be_bytes());
+                bytes[8..12].copy_from_slice(&(256_u32 << page_size).to_be_bytes());
+                let Checksum(a, b) = Checksum::default().add(&bytes[..24], begin == 2);
+                bytes[24..28].copy_from_slice(&a.to_be_bytes());
+                bytes[28..32].copy_from_slice(&b.to_be_bytes());
+                let salts = bytes[16..24].to_vec();
+                if let Some(first) = bytes.get_mut(40..48) {
+                    first.copy_from_slice(&salts);
+                }
+            }
+            let dir = tempfile::tempdir().unwrap();
+            let path = dir.path().join("wal");
+            std::fs::write(&path, &bytes).unwrap();
+            let wal = Wal::look(path).unwrap();
+            if let Layers::FileAndLog(overlay) = wal.layers(256 << page_size).unwrap() {
+                prop_assert!(overlay.database_pages > 0);
+            }
+        }
+    }
+}
