@@ -19,10 +19,11 @@ pub struct NamedSource {
     pub source: Source,
 }
 
-/// Captures all of `sources` at instants as close together as can be.
+/// Captures all of `sources` at instants as close together as can be. `stop` ends it, if the job's own token does not.
 pub(crate) async fn capture_all(
     sources: &[NamedSource],
     options: &CaptureOptions,
+    stop: &CancellationToken,
     job: &Job,
     surroundings: &Surroundings,
 ) -> Result<Vec<Image>, EngineError> {
@@ -31,7 +32,7 @@ pub(crate) async fn capture_all(
     }
     let plain: Vec<Source> = sources.iter().map(|named| named.source.clone()).collect();
     let (options, surroundings_there) = (options.clone(), surroundings.clone());
-    let token = job.token().clone();
+    let token = stop.clone();
     let (copied, mut copies) = tokio::sync::mpsc::unbounded_channel();
     let work = tokio::task::spawn_blocking(move || {
         with_context(
@@ -64,7 +65,7 @@ pub async fn create_image(
 ) -> Result<Snapshot, EngineError> {
     job.enter(Phase::Capturing)?;
     let named = NamedSource { name: source.to_string(), source: source.clone() };
-    let image = capture_all(&[named], options, job, surroundings).await?.pop();
+    let image = capture_all(&[named], options, job.token(), job, surroundings).await?.pop();
     let image = image.ok_or_else(|| EngineError::Bug("one source gave no image".to_owned()))?;
     job.enter(Phase::Sealing)?;
     let (token, target, there) = (job.token().clone(), target.to_owned(), surroundings.clone());

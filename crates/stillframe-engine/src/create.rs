@@ -104,26 +104,29 @@ struct Held {
     base: Option<BackupId>,
 }
 
-/// Captures and says what a backup would do. Nothing is written to the repository.
-pub async fn plan(
-    repo: &Repository,
+/// Captures and says what a backup would do. Nothing is written to the repository that `opening` gives.
+pub async fn plan<E: From<EngineError>>(
+    opening: impl Future<Output = Result<Repository, E>>,
     options: &CreateOptions,
     job: &Job,
     surroundings: &Surroundings,
-) -> Result<CreatePlan, EngineError> {
-    let held = hold(repo, options, job, surroundings).await?;
+) -> Result<CreatePlan, E> {
+    let (repo, images) =
+        capture_while(opening, options, &job.token().child_token(), job, surroundings).await?;
+    let held = hold(&repo, images, options, job, surroundings).await?;
     Ok(describe(options, &held))
 }
 
-/// Captures all sources and writes one backup. When it returns `Ok`, the backup is sealed and durable.
-pub async fn create(
-    repo: &Repository,
+/// Captures all sources and writes one backup into the repository that `opening` gives: unlocking takes about as long as a
+/// capture, so both are done at the same time. When it returns `Ok`, the backup is sealed and durable.
+pub async fn create<E: From<EngineError>>(
+    opening: impl Future<Output = Result<Repository, E>>,
     options: &CreateOptions,
     job: &Job,
     surroundings: &Surroundings,
-) -> Result<CreateOutcome, EngineError> {
+) -> Result<CreateOutcome, E> {
     let watch = watch_of(options);
-    watch.look()?;
+    watch.look().map_err(E::from)?;
     // Its own token, so that a breach of the reserve stops the work without counting as the user's cancel.
     let stop = job.token().child_token();
     let done = CancellationToken::new();
@@ -136,24 +139,52 @@ pub async fn create(
         breach
     };
     let work = async {
-        let result = capture_and_write(repo, options, job, surroundings, &stop).await;
+        let captured = capture_while(opening, options, &stop, job, surroundings).await;
+        let result = match captured {
+            Ok((repo, images)) => {
+                write(&repo, images, options, job, surroundings, &stop).await.map_err(E::from)
+            }
+            Err(error) => Err(error),
+        };
         done.cancel();
         result
     };
     // Both run to their end: the work joins its tasks and lets go of the pins before anything is reported.
     let (breach, result) = tokio::join!(breach, work);
-    breach?;
+    breach.map_err(E::from)?;
     result
 }
 
-async fn capture_and_write(
+/// A repository that cannot be opened ends the capture.
+async fn capture_while<E: From<EngineError>>(
+    opening: impl Future<Output = Result<Repository, E>>,
+    options: &CreateOptions,
+    stop: &CancellationToken,
+    job: &Job,
+    surroundings: &Surroundings,
+) -> Result<(Repository, Vec<Arc<Image>>), E> {
+    job.enter(Phase::Capturing).map_err(EngineError::from)?;
+    let opening = async {
+        let opened = opening.await;
+        if opened.is_err() {
+            stop.cancel();
+        }
+        opened
+    };
+    let captured = capture_all(&options.sources, &options.capture, stop, job, surroundings);
+    let (opened, captured) = tokio::join!(opening, captured);
+    Ok((opened?, captured?.into_iter().map(Arc::new).collect()))
+}
+
+async fn write(
     repo: &Repository,
+    images: Vec<Arc<Image>>,
     options: &CreateOptions,
     job: &Job,
     surroundings: &Surroundings,
     stop: &CancellationToken,
 ) -> Result<CreateOutcome, EngineError> {
-    let held = hold(repo, options, job, surroundings).await?;
+    let held = hold(repo, images, options, job, surroundings).await?;
     if stop.is_cancelled() {
         return Err(EngineError::Cancelled);
     }
@@ -199,13 +230,11 @@ fn again_event(surroundings: &Surroundings) -> Arc<dyn Fn(WriteEvent) + Send + S
 
 async fn hold(
     repo: &Repository,
+    images: Vec<Arc<Image>>,
     options: &CreateOptions,
     job: &Job,
     surroundings: &Surroundings,
 ) -> Result<Held, EngineError> {
-    job.enter(Phase::Capturing)?;
-    let images = capture_all(&options.sources, &options.capture, job, surroundings).await?;
-    let images: Vec<Arc<Image>> = images.into_iter().map(Arc::new).collect();
     let base = find_base(repo, &hints(repo, options), &options.sources, &images).await?;
     let manifest = base.as_ref().map(|(_, manifest)| manifest);
     let mut unchanged = Vec::new();

@@ -1,8 +1,10 @@
 //! From options to an open repository.
 
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use stillframe_repo::{Encryption, InitOptions, Passphrase, Repository, Unlock};
+use stillframe_storage::object_store::ObjectStore;
 use stillframe_storage::{Clock, Location, open};
 
 use crate::cli::{PassphraseArgs, RepoArgs};
@@ -10,25 +12,59 @@ use crate::failure::{Failure, Kind};
 use crate::passphrase::{Question, Secret, obtain};
 use crate::place;
 
-/// Opens the repository that the options name. A repository without encryption opens without asking for anything.
-pub async fn open_repository(args: &RepoArgs) -> Result<Repository, Failure> {
-    let location: Location = args.repo.parse()?;
-    let store = open(&location).map_err(|error| missing(&location, error))?;
-    let cache = place::cache_dir()?;
-    let in_place = |error: stillframe_repo::Error| {
-        let mut failure = Failure::from(error);
-        failure.message = format!("{location}: {}", failure.message);
-        failure
-    };
-    match Repository::open(store.clone(), &Unlock::None, &cache).await {
-        Ok(repository) => return Ok(repository),
-        Err(stillframe_repo::Error::PassphraseNeeded) => {}
-        Err(error) => return Err(in_place(error)),
+/// A repository that is known to be there, and all that opening it needs to be asked.
+pub struct Opening {
+    location: Location,
+    cache: PathBuf,
+    state: State,
+}
+
+enum State {
+    /// Without encryption.
+    Open(Repository),
+    Locked(Arc<dyn ObjectStore>, Unlock),
+}
+
+impl Opening {
+    /// Asks for what is missing. A repository without encryption opens without asking for anything.
+    pub async fn prepare(args: &RepoArgs) -> Result<Self, Failure> {
+        let location: Location = args.repo.parse()?;
+        let store = open(&location).map_err(|error| missing(&location, error))?;
+        let cache = place::cache_dir()?;
+        let state = match Repository::open(store.clone(), &Unlock::None, &cache).await {
+            Ok(repository) => State::Open(repository),
+            Err(stillframe_repo::Error::PassphraseNeeded) => {
+                let variable = "STILLFRAME_PASSPHRASE";
+                let question = Question { prompt: "Passphrase: ", variable, twice: false };
+                let secret = obtain(args.passphrase.passphrase_file.as_deref(), question)?
+                    .ok_or_else(|| Failure::new(Kind::Passphrase, needed(&location)))?;
+                State::Locked(store, Unlock::Passphrase(passphrase(&secret)))
+            }
+            Err(error) => return Err(in_place(&location, error)),
+        };
+        Ok(Self { location, cache, state })
     }
-    let question = Question { prompt: "Passphrase: ", variable: "STILLFRAME_PASSPHRASE", twice: false };
-    let secret = obtain(args.passphrase.passphrase_file.as_deref(), question)?
-        .ok_or_else(|| Failure::new(Kind::Passphrase, needed(&location)))?;
-    Repository::open(store, &Unlock::Passphrase(passphrase(&secret)), &cache).await.map_err(in_place)
+
+    /// Unlocks it, which takes a tenth of a second of a processor.
+    pub async fn open(self) -> Result<Repository, Failure> {
+        match self.state {
+            State::Open(repository) => Ok(repository),
+            State::Locked(store, unlock) => Repository::open(store, &unlock, &self.cache)
+                .await
+                .map_err(|error| in_place(&self.location, error)),
+        }
+    }
+}
+
+/// Opens the repository that the options name.
+pub async fn open_repository(args: &RepoArgs) -> Result<Repository, Failure> {
+    Opening::prepare(args).await?.open().await
+}
+
+fn in_place(location: &Location, error: stillframe_repo::Error) -> Failure {
+    let mut failure = Failure::from(error);
+    failure.message = format!("{location}: {}", failure.message);
+    failure
 }
 
 /// Makes a new repository.
@@ -64,11 +100,8 @@ pub async fn init_repository(
     }
     let store = open(&location)?;
     let options = InitOptions { label: "first".to_owned(), ..InitOptions::new(encryption, clock) };
-    Repository::init(store, &options, &place::cache_dir()?).await.map_err(|error| {
-        let mut failure = Failure::from(error);
-        failure.message = format!("{location}: {}", failure.message);
-        failure
-    })
+    let made = Repository::init(store, &options, &place::cache_dir()?).await;
+    made.map_err(|error| in_place(&location, error))
 }
 
 /// Wrapped so that it is wiped and never printed.

@@ -66,6 +66,11 @@ impl House {
         self.dir.path().join(name)
     }
 
+    /// The repository, as if it were opened only now.
+    pub fn opening(&self) -> impl Future<Output = Result<Repository, EngineError>> {
+        std::future::ready(Ok(self.repo.clone()))
+    }
+
     pub fn job(&self) -> Job {
         self.history.start("test", "test")
     }
@@ -88,7 +93,7 @@ impl House {
     }
 
     pub async fn back_up(&self, sources: &[&str]) -> Result<CreateOutcome, EngineError> {
-        create(&self.repo, &self.options(sources), &self.job(), &self.surroundings).await
+        create(self.opening(), &self.options(sources), &self.job(), &self.surroundings).await
     }
 
     pub async fn restore(&self, backup: BackupId, target: &Path) -> Result<RestoreOutcome, EngineError> {

@@ -66,7 +66,8 @@ async fn databases_come_back_row_for_row_and_what_is_unchanged_is_not_read_again
     let second = house.back_up(&sources).await.unwrap();
     assert!(second.statistics.bytes_taken_over > 0, "{:?}", second.statistics);
     assert!(second.statistics.bytes_new < first.statistics.bytes_new / 20, "{:?}", second.statistics);
-    let dry = plan(&house.repo, &house.options(&sources), &house.job(), &house.surroundings).await.unwrap();
+    let dry =
+        plan(house.opening(), &house.options(&sources), &house.job(), &house.surroundings).await.unwrap();
     assert_eq!(dry.base, Some(second.id));
     assert!(dry.sources[0].unchanged_files > 0 && dry.sources[1].unchanged_files == 0, "{dry:?}");
     assert_eq!(house.repo.backups().await.unwrap().readable.len(), 2, "a dry run writes no backup");
@@ -213,7 +214,7 @@ async fn a_cancelled_backup_leaves_no_backup_and_no_pins_behind() {
     let job = house.job();
     let canceller = job.canceller();
     let options = house.options(&[&source]);
-    let work = create(&house.repo, &options, &job, &house.surroundings);
+    let work = create(house.opening(), &options, &job, &house.surroundings);
     let cancel = async {
         // In the middle: when the first packs have arrived.
         while house.store.log().iter().filter(|(_, name)| name.starts_with("packs/")).count() < 3 {
@@ -229,13 +230,25 @@ async fn a_cancelled_backup_leaves_no_backup_and_no_pins_behind() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_repository_that_does_not_open_ends_the_capture_and_says_why() {
+    let house = House::new().await;
+    let tree = house.data("tree");
+    write_files(&tree, 20, 1 << 20, 5, 1.0).unwrap();
+    let options = house.options(&[&format!("files:{}", tree.display())]);
+    let opening = async { Err(EngineError::Usage("the wrong key".to_owned())) };
+    let error = create(opening, &options, &house.job(), &house.surroundings).await.unwrap_err();
+    assert!(error.to_string().contains("the wrong key"), "{error}");
+    assert_eq!(house.left_behind(), Vec::<std::path::PathBuf>::new());
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn below_the_reserve_nothing_is_captured() {
     let house = House::new().await;
     let tree = house.data("tree");
     write_files(&tree, 1, 1000, 5, 1.0).unwrap();
     let mut options = house.options(&[&format!("files:{}", tree.display())]);
     options.reserve = Reserve::Percent(100);
-    let error = create(&house.repo, &options, &house.job(), &house.surroundings).await.unwrap_err();
+    let error = create(house.opening(), &options, &house.job(), &house.surroundings).await.unwrap_err();
     assert!(matches!(error, EngineError::Reserve { .. }), "{error}");
     assert!(error.to_string().contains("--reserve"), "{error}");
     assert_eq!(house.left_behind(), Vec::<std::path::PathBuf>::new());

@@ -14,14 +14,14 @@ use crate::cli::Backup;
 use crate::commands::parse_source;
 use crate::failure::{Failure, Kind};
 use crate::place;
-use crate::repository::open_repository;
+use crate::repository::Opening;
 use crate::session::Session;
 use crate::sizes::{self, bytes, span};
 
 /// Captures the sources and writes one backup, or says what it would do.
 pub async fn run(session: &Session, args: &Backup) -> Result<(), Failure> {
     let sources = named_sources(&args.sources)?;
-    let repo = open_repository(&args.repo).await?;
+    let repo = Opening::prepare(&args.repo).await?;
     let options = CreateOptions {
         sources,
         name: args.name.clone(),
@@ -42,7 +42,7 @@ pub async fn run(session: &Session, args: &Backup) -> Result<(), Failure> {
     if args.dry_run {
         let plan = session
             .run_job("plan", &subject, &[Phase::Capturing], share, async |job, surroundings| {
-                let plan = plan(&repo, &options, job, surroundings).await?;
+                let plan = plan(repo.open(), &options, job, surroundings).await?;
                 let outcome = plan_object(&plan);
                 Ok((plan, outcome))
             })
@@ -54,7 +54,7 @@ pub async fn run(session: &Session, args: &Backup) -> Result<(), Failure> {
     let phases = [Phase::Capturing, Phase::Transferring, Phase::Sealing];
     let outcome = session
         .run_job("create", &subject, &phases, share, async |job, surroundings| {
-            let outcome = create(&repo, &options, job, surroundings).await?;
+            let outcome = create(repo.open(), &options, job, surroundings).await?;
             let object = outcome_object(&outcome);
             Ok((outcome, object))
         })
