@@ -46,6 +46,14 @@ impl Default for CaptureOptions {
     }
 }
 
+/// How long to try to get into SQLite databases, at most. A rollback-mode writer that never pauses, or an exclusive one, leaves no
+/// way in.
+const LOCK_PATIENCE: Duration = Duration::from_secs(15);
+/// The same while others are held that the same writer may want.
+const LOCK_PATIENCE_WITH_OTHERS: Duration = Duration::from_millis(300);
+/// For the writer to get its turn.
+const LOCK_PAUSE: Duration = Duration::from_millis(50);
+
 /// What a capture takes from its surroundings.
 #[derive(Clone, Copy)]
 pub struct Context<'a> {
@@ -92,12 +100,7 @@ pub fn capture(
     context: &Context<'_>,
 ) -> Result<Vec<Image>, CaptureError> {
     let mut images: Vec<Option<Image>> = sources.iter().map(|_| None).collect();
-    let mut transactions = Vec::new();
-    for (index, source) in sources.iter().enumerate() {
-        if source.engine == Engine::Sqlite {
-            transactions.push((index, sqlite::begin(source, options, context)?));
-        }
-    }
+    let transactions = begin_all(sources, options, context)?;
     for (source, image) in sources.iter().zip(&mut images) {
         *image = match source.engine {
             Engine::RocksDb => Some(rocksdb::capture(source, options, context)?),
@@ -113,4 +116,42 @@ pub fn capture(
         }
     }
     Ok(images.into_iter().flatten().collect())
+}
+
+/// Starts the read transactions of all SQLite sources. A writer with several of them attached may hold one and wait for another
+/// that we hold. Who finds one locked while it holds others lets go of them and begins again with that one: a writer locks its
+/// databases in an order of its own, and who comes to them in the same order never holds what it waits for.
+fn begin_all(
+    sources: &[Source],
+    options: &CaptureOptions,
+    context: &Context<'_>,
+) -> Result<Vec<(usize, sqlite::Transaction)>, CaptureError> {
+    let patience = options.deadline.min(LOCK_PATIENCE);
+    let end = context.clock.monotonic() + patience;
+    let mut order: Vec<(usize, &Source)> =
+        sources.iter().enumerate().filter(|(_, source)| source.engine == Engine::Sqlite).collect();
+    loop {
+        let mut transactions = Vec::new();
+        let mut refused = None;
+        for (place, (index, source)) in order.iter().enumerate() {
+            let patience = if transactions.is_empty() { patience } else { LOCK_PATIENCE_WITH_OTHERS };
+            match sqlite::begin(source, options, patience, context) {
+                Ok(transaction) => transactions.push((*index, transaction)),
+                Err(error @ CaptureError::Locked { .. }) if !transactions.is_empty() => {
+                    refused = Some((place, error));
+                    break;
+                }
+                Err(error) => return Err(error),
+            }
+        }
+        match refused {
+            None => return Ok(transactions),
+            Some((_, error)) if context.clock.monotonic() >= end => return Err(error),
+            Some((place, _)) => {
+                drop(transactions);
+                order.get_mut(..=place).expect("it was just there").rotate_right(1);
+                std::thread::sleep(LOCK_PAUSE);
+            }
+        }
+    }
 }

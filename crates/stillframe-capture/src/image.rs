@@ -287,7 +287,7 @@ impl From<&str> for RelativeOrNot {
 }
 
 /// Refuses a target that is something other than nothing or an empty directory.
-pub(crate) fn refuse_occupied(target: &Path) -> Result<(), CaptureError> {
+pub fn refuse_occupied(target: &Path) -> Result<(), CaptureError> {
     match std::fs::read_dir(target) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
         Err(error) if error.kind() == io::ErrorKind::NotADirectory => {

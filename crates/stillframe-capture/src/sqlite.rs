@@ -11,7 +11,8 @@
 //! would belong to another user than the database they would lock its application out, so that is refused.
 //!
 //! **Locks of a process.** Closing *any* handle of a database drops all locks that the process holds on it. So this process
-//! must not read the file by other means while it is captured; [`OpenDatabases`] sees to that within this crate.
+//! must not read the file by other means while it is captured; [`OpenDatabases`] sees to that within this crate. And a process
+//! must not capture a database that it has open itself: its own connections would lose their locks.
 
 mod begin;
 mod closed_copy;

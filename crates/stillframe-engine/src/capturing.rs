@@ -1,6 +1,6 @@
 //! Capture as a part of a verb: on a thread that may block, with its events turned into ours.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -8,6 +8,7 @@ use stillframe_capture::{CaptureOptions, Context, Image, Snapshot, Source, captu
 use stillframe_jobs::{Job, Phase, Progress};
 use tokio_util::sync::CancellationToken;
 
+use crate::reserve::{Reserve, ReserveWatch};
 use crate::{EngineError, Event, Surroundings};
 
 /// A source and what it is called in a backup.
@@ -19,11 +20,11 @@ pub struct NamedSource {
     pub source: Source,
 }
 
-/// Captures all of `sources` at instants as close together as can be. `stop` ends it, if the job's own token does not.
+/// Captures all of `sources` at instants as close together as can be.
 pub(crate) async fn capture_all(
     sources: &[NamedSource],
     options: &CaptureOptions,
-    stop: &CancellationToken,
+    watch: &Arc<ReserveWatch>,
     job: &Job,
     surroundings: &Surroundings,
 ) -> Result<Vec<Image>, EngineError> {
@@ -32,15 +33,14 @@ pub(crate) async fn capture_all(
     }
     let plain: Vec<Source> = sources.iter().map(|named| named.source.clone()).collect();
     let (options, surroundings_there) = (options.clone(), surroundings.clone());
-    let token = stop.clone();
+    let watch = Arc::clone(watch);
     let (copied, mut copies) = tokio::sync::mpsc::unbounded_channel();
     let work = tokio::task::spawn_blocking(move || {
-        with_context(
-            &token,
-            &surroundings_there,
-            &|done, total| copied.send((done, total)).unwrap_or(()),
-            |context| capture(&plain, &options, context),
-        )
+        let told = |done, total| {
+            watch.check();
+            copied.send((done, total)).unwrap_or(());
+        };
+        with_context(watch.stop(), &surroundings_there, &told, |context| capture(&plain, &options, context))
     });
     // The job lives on this side; what the capture copied comes over here and ends with it.
     while let Some((done, total)) = copies.recv().await {
@@ -55,24 +55,45 @@ pub(crate) async fn capture_all(
     Ok(images)
 }
 
-/// Captures one source into a directory that stays.
+/// The watch over the disks of these sources.
+pub(crate) fn watch_over<'a>(
+    sources: impl Iterator<Item = &'a Source>,
+    options: &'a CaptureOptions,
+    reserve: Reserve,
+    job: &Job,
+) -> Arc<ReserveWatch> {
+    let sources = sources.map(|source| source.path.as_path());
+    let staging = options.staging.iter().map(PathBuf::as_path);
+    ReserveWatch::new(sources.chain(staging), reserve, job.token())
+}
+
+/// Captures one source into a directory that stays, leaving `reserve` free on the source's disk.
 pub async fn create_image(
     source: &Source,
     target: &Path,
     options: &CaptureOptions,
+    reserve: Reserve,
     job: &Job,
     surroundings: &Surroundings,
 ) -> Result<Snapshot, EngineError> {
+    stillframe_capture::refuse_occupied(target)?;
     job.enter(Phase::Capturing)?;
     let named = NamedSource { name: source.to_string(), source: source.clone() };
-    let image = capture_all(&[named], options, job.token(), job, surroundings).await?.pop();
-    let image = image.ok_or_else(|| EngineError::Bug("one source gave no image".to_owned()))?;
-    job.enter(Phase::Sealing)?;
-    let (token, target, there) = (job.token().clone(), target.to_owned(), surroundings.clone());
-    let kept = tokio::task::spawn_blocking(move || {
-        with_context(&token, &there, &|_, _| {}, |context| image.keep(&target, context))
-    });
-    Ok(kept.await.map_err(|_| EngineError::Bug("keeping the image panicked".to_owned()))??)
+    let watch = watch_over(std::iter::once(source), options, reserve, job);
+    watch
+        .during(async {
+            let image = capture_all(&[named], options, &watch, job, surroundings).await?.pop();
+            let image = image.ok_or_else(|| EngineError::Bug("one source gave no image".to_owned()))?;
+            job.enter(Phase::Sealing)?;
+            let (watch, target, there) = (Arc::clone(&watch), target.to_owned(), surroundings.clone());
+            let kept = tokio::task::spawn_blocking(move || {
+                with_context(watch.stop(), &there, &|_, _| watch.check(), |context| {
+                    image.keep(&target, context)
+                })
+            });
+            Ok(kept.await.map_err(|_| EngineError::Bug("keeping the image panicked".to_owned()))??)
+        })
+        .await
 }
 
 fn with_context<T>(

@@ -21,10 +21,10 @@ use stillframe_storage::{BandwidthLimit, RelativePath, since_1970};
 use tokio_util::sync::CancellationToken;
 
 use crate::base_hint::BaseHints;
-use crate::capturing::capture_all;
+use crate::capturing::{capture_all, watch_over};
 use crate::cutting::Cut;
 use crate::reserve::{Reserve, ReserveWatch};
-use crate::unchanged::{Unchanged, check_sample, find_base, find_unchanged};
+use crate::unchanged::{Unchanged, find_base, find_unchanged};
 use crate::workers::Workers;
 use crate::{EngineError, Event, NamedSource, Surroundings};
 
@@ -102,6 +102,8 @@ struct Held {
     images: Vec<Arc<Image>>,
     unchanged: Vec<Unchanged>,
     base: Option<BackupId>,
+    /// Damage was found in the repository.
+    damaged: bool,
 }
 
 /// Captures and says what a backup would do. Nothing is written to the repository that `opening` gives.
@@ -111,10 +113,14 @@ pub async fn plan<E: From<EngineError>>(
     job: &Job,
     surroundings: &Surroundings,
 ) -> Result<CreatePlan, E> {
-    let (repo, images) =
-        capture_while(opening, options, &job.token().child_token(), job, surroundings).await?;
-    let held = hold(&repo, images, options, job, surroundings).await?;
-    Ok(describe(options, &held))
+    let watch = watch_of(options, job);
+    watch
+        .during(Box::pin(async {
+            let (repo, images) = capture_while(opening, options, &watch, job, surroundings).await?;
+            let held = hold(&repo, images, options, job, surroundings).await?;
+            Ok(describe(options, &held))
+        }))
+        .await
 }
 
 /// Captures all sources and writes one backup into the repository that `opening` gives: unlocking takes about as long as a
@@ -125,41 +131,20 @@ pub async fn create<E: From<EngineError>>(
     job: &Job,
     surroundings: &Surroundings,
 ) -> Result<CreateOutcome, E> {
-    let watch = watch_of(options);
-    watch.look().map_err(E::from)?;
-    // Its own token, so that a breach of the reserve stops the work without counting as the user's cancel.
-    let stop = job.token().child_token();
-    let done = CancellationToken::new();
-    let _done_when_dropped = done.clone().drop_guard();
-    let breach = async {
-        let breach = watch.until_breached(&done).await;
-        if breach.is_err() {
-            stop.cancel();
-        }
-        breach
-    };
-    let work = async {
-        let captured = capture_while(opening, options, &stop, job, surroundings).await;
-        let result = match captured {
-            Ok((repo, images)) => {
-                write(&repo, images, options, job, surroundings, &stop).await.map_err(E::from)
-            }
-            Err(error) => Err(error),
-        };
-        done.cancel();
-        result
-    };
-    // Both run to their end: the work joins its tasks and lets go of the pins before anything is reported.
-    let (breach, result) = tokio::join!(breach, work);
-    breach.map_err(E::from)?;
-    result
+    let watch = watch_of(options, job);
+    watch
+        .during(Box::pin(async {
+            let (repo, images) = capture_while(opening, options, &watch, job, surroundings).await?;
+            Ok(write(&repo, images, options, job, surroundings, watch.stop()).await?)
+        }))
+        .await
 }
 
 /// A repository that cannot be opened ends the capture.
 async fn capture_while<E: From<EngineError>>(
     opening: impl Future<Output = Result<Repository, E>>,
     options: &CreateOptions,
-    stop: &CancellationToken,
+    watch: &Arc<ReserveWatch>,
     job: &Job,
     surroundings: &Surroundings,
 ) -> Result<(Repository, Vec<Arc<Image>>), E> {
@@ -167,11 +152,11 @@ async fn capture_while<E: From<EngineError>>(
     let opening = async {
         let opened = opening.await;
         if opened.is_err() {
-            stop.cancel();
+            watch.stop().cancel();
         }
         opened
     };
-    let captured = capture_all(&options.sources, &options.capture, stop, job, surroundings);
+    let captured = capture_all(&options.sources, &options.capture, watch, job, surroundings);
     let (opened, captured) = tokio::join!(opening, captured);
     Ok((opened?, captured?.into_iter().map(Arc::new).collect()))
 }
@@ -193,6 +178,7 @@ async fn write(
     let meter = Meter::new(&held, job, surroundings);
     let write = WriteOptions {
         base: held.base,
+        anew: held.damaged,
         bandwidth: options.bandwidth.clone(),
         cancel: stop.clone(),
         events: Some(again_event(surroundings)),
@@ -237,29 +223,30 @@ async fn hold(
 ) -> Result<Held, EngineError> {
     let base = find_base(repo, &hints(repo, options), &options.sources, &images).await?;
     let manifest = base.as_ref().map(|(_, manifest)| manifest);
-    let mut unchanged = Vec::new();
+    let (mut unchanged, mut damaged) = (Vec::new(), false);
     let seed = (surroundings.random_name)();
     for image in &images {
-        let found = find_unchanged(repo, image, manifest).await?;
-        match check_sample(repo, image, &found, &seed, job.token()).await? {
-            Ok(()) => unchanged.push(found),
-            Err(path) => {
-                surroundings.warn(format!(
-                    "{path} claims to be unchanged and is not: everything of {} is read",
-                    image.snapshot().source.display()
-                ));
-                unchanged.push(Unchanged::default());
+        unchanged.push(match find_unchanged(repo, image, manifest, &seed, job.token()).await? {
+            Ok(found) => found,
+            Err(doubt) => {
+                let source = image.snapshot().source.display();
+                surroundings.warn(format!("{}: everything of {source} is read", doubt.why));
+                damaged |= doubt.damage;
+                Unchanged::default()
             }
-        }
+        });
+    }
+    if damaged {
+        // Where one thing is damaged, more may be: this backup relies on nothing that is there.
+        unchanged.iter_mut().for_each(|found| *found = Unchanged::default());
     }
     let base = base.map(|(id, _)| id).filter(|_| unchanged.iter().any(|found| found.count() > 0));
-    Ok(Held { images, unchanged, base })
+    Ok(Held { images, unchanged, base, damaged })
 }
 
-fn watch_of(options: &CreateOptions) -> ReserveWatch {
-    let sources = options.sources.iter().map(|named| named.source.path.as_path());
-    let staging = options.capture.staging.iter().map(PathBuf::as_path);
-    ReserveWatch::new(sources.chain(staging), options.reserve)
+fn watch_of(options: &CreateOptions, job: &Job) -> Arc<ReserveWatch> {
+    let sources = options.sources.iter().map(|named| &named.source);
+    watch_over(sources, &options.capture, options.reserve, job)
 }
 
 fn describe(options: &CreateOptions, held: &Held) -> CreatePlan {

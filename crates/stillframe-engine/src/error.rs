@@ -41,6 +41,18 @@ pub enum EngineError {
         /// What was being written.
         path: PathBuf,
     },
+    /// The target's disk is too small.
+    #[error(
+        "{needed} bytes are to be restored, and the disk of {path} has {available} free; nothing was written"
+    )]
+    TooLarge {
+        /// Something on the file system.
+        path: PathBuf,
+        /// Free bytes.
+        available: u64,
+        /// Bytes of the files.
+        needed: u64,
+    },
     /// The target may not be written.
     #[error("cannot {action} {path}: permission denied")]
     Permission {
@@ -104,7 +116,7 @@ impl EngineError {
                 _ => "source",
             },
             Self::Repo(error) => repo_kind(error),
-            Self::Reserve { .. } | Self::NoSpace { .. } => "no-space",
+            Self::Reserve { .. } | Self::NoSpace { .. } | Self::TooLarge { .. } => "no-space",
             Self::Usage(_) | Self::Occupied(_) => "usage",
             Self::Permission { .. } => "permission",
             Self::Unsound(_) => "damaged",

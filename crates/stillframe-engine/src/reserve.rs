@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use stillframe_storage::disk_space;
@@ -34,30 +35,85 @@ impl Reserve {
 
 /// Watches the file systems that hold the sources and the pins.
 ///
-/// Pins keep tables alive that the engine wants gone: a long upload beside heavy compaction can fill the live disk. The
-/// watch ends with an error as soon as one file system is below its reserve; the caller lets go of the pins then.
+/// Pins keep tables alive that the engine wants gone, and copies grow: a long upload beside heavy compaction, or a large copy, can
+/// fill the live disk. As soon as one file system is below its reserve the work is stopped and lets go of both.
 pub(crate) struct ReserveWatch {
     /// One path for each file system.
     places: Vec<PathBuf>,
     reserve: Reserve,
+    /// Ends the work, without counting as the user's cancel.
+    stop: CancellationToken,
+    breach: Mutex<Option<EngineError>>,
 }
 
 /// How often to look. At 2 GB/s a disk loses 0.5 GB between two looks, half of the smallest default reserve.
 const INTERVAL: Duration = Duration::from_millis(250);
 
 impl ReserveWatch {
-    pub(crate) fn new<'a>(places: impl Iterator<Item = &'a Path>, reserve: Reserve) -> Self {
+    /// For work that `parent` may cancel, too.
+    pub(crate) fn new<'a>(
+        places: impl Iterator<Item = &'a Path>,
+        reserve: Reserve,
+        parent: &CancellationToken,
+    ) -> Arc<Self> {
         let mut by_device = BTreeMap::new();
         for place in places {
             if let Ok(meta) = std::fs::metadata(place) {
                 by_device.entry(meta.dev()).or_insert_with(|| place.to_owned());
             }
         }
-        Self { places: by_device.into_values().collect(), reserve }
+        let places = by_device.into_values().collect();
+        Arc::new(Self { places, reserve, stop: parent.child_token(), breach: Mutex::default() })
+    }
+
+    /// Cancelled when the work must stop.
+    pub(crate) fn stop(&self) -> &CancellationToken {
+        &self.stop
+    }
+
+    /// Does the work with the watch beside it. Both run to their end: the work joins its tasks and lets go of everything before a
+    /// breach is reported.
+    pub(crate) async fn during<T, E: From<EngineError>>(
+        &self,
+        work: impl Future<Output = Result<T, E>>,
+    ) -> Result<T, E> {
+        self.look().map_err(E::from)?;
+        let done = CancellationToken::new();
+        let watching = async {
+            while !self.stop.is_cancelled() {
+                tokio::select! {
+                    () = done.cancelled() => return,
+                    () = tokio::time::sleep(INTERVAL) => self.check(),
+                }
+            }
+        };
+        let work = async {
+            let result = work.await;
+            done.cancel();
+            result
+        };
+        let ((), result) = tokio::join!(watching, work);
+        match self.breach().take() {
+            Some(breach) => Err(breach.into()),
+            None => result,
+        }
+    }
+
+    /// Stops the work if a file system is below its reserve. To be called while something is copied, too: that fills a disk faster
+    /// than the watch looks.
+    pub(crate) fn check(&self) {
+        if let Err(error) = self.look() {
+            self.breach().get_or_insert(error);
+            self.stop.cancel();
+        }
+    }
+
+    fn breach(&self) -> MutexGuard<'_, Option<EngineError>> {
+        self.breach.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Fails if one of the file systems is below its reserve now.
-    pub(crate) fn look(&self) -> Result<(), EngineError> {
+    fn look(&self) -> Result<(), EngineError> {
         for place in &self.places {
             // A place that cannot be asked (a source that was moved away) is the capture's business.
             let Ok(space) = disk_space(place) else { continue };
@@ -71,16 +127,6 @@ impl ReserveWatch {
             }
         }
         Ok(())
-    }
-
-    /// Looks until `stop` is cancelled (then `Ok`) or a file system is below its reserve.
-    pub(crate) async fn until_breached(&self, stop: &CancellationToken) -> Result<(), EngineError> {
-        loop {
-            tokio::select! {
-                () = stop.cancelled() => return Ok(()),
-                () = tokio::time::sleep(INTERVAL) => self.look()?,
-            }
-        }
     }
 }
 
@@ -98,9 +144,11 @@ mod tests {
     #[test]
     fn a_disk_below_its_reserve_is_named() {
         let dir = tempfile::tempdir().unwrap();
-        let all = ReserveWatch::new([dir.path()].into_iter(), Reserve::Percent(100));
+        let all =
+            ReserveWatch::new([dir.path()].into_iter(), Reserve::Percent(100), &CancellationToken::new());
         let error = all.look().unwrap_err().to_string();
         assert!(error.contains(&dir.path().display().to_string()), "{error}");
-        ReserveWatch::new([dir.path()].into_iter(), Reserve::Bytes(0)).look().unwrap();
+        let token = CancellationToken::new();
+        ReserveWatch::new([dir.path()].into_iter(), Reserve::Bytes(0), &token).look().unwrap();
     }
 }

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::fs::{DirBuilder, File};
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::DirBuilderExt;
+use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{Mode, OFlags};
@@ -11,7 +11,8 @@ use stillframe_capture::{Engine, SNAPSHOT_FILE, Snapshot, rewrite_wal_dir};
 use stillframe_jobs::{Job, Phase, Progress};
 use stillframe_repo::{BackupId, FileEntry, FileKind, Manifest, Repository, SourceForm, SourceManifest};
 use stillframe_storage::{
-    Attributes, PublishError, RelativePath, StagingDir, failpoint, sweep_leftovers, sync_filesystem,
+    Attributes, PublishError, RelativePath, StagingDir, disk_space, failpoint, sweep_leftovers,
+    sync_filesystem,
 };
 
 use crate::filling::{Filled, Filling, SetAttributes, apply};
@@ -74,12 +75,11 @@ pub async fn restore(
     surroundings: &Surroundings,
 ) -> Result<RestoreOutcome, EngineError> {
     let manifest = repo.manifest(backup).await?;
-    let target =
-        std::path::absolute(&options.target).map_err(EngineError::io("restore to", &options.target))?;
-    refuse_occupied(&target)?;
+    let target = place_of(&options.target)?;
     let chosen = choose(&manifest, options)?;
     let parent = target.parent().ok_or_else(|| EngineError::Occupied(target.clone()))?;
     std::fs::create_dir_all(parent).map_err(EngineError::io("create", parent))?;
+    refuse_too_large(parent, &chosen)?;
     surroundings.tell(Event::Staging(parent.to_owned()));
     if let Err(error) = sweep_leftovers(parent) {
         tracing::debug!(parent = %parent.display(), %error, "leftovers could not be looked for");
@@ -130,6 +130,35 @@ async fn restore_chosen(
         restore_source(&into, source, &meter, &mut outcome).await?;
     }
     Ok(outcome)
+}
+
+/// Where the target is, links resolved. It must be absent or an empty directory, and a rename must be able to put it there.
+fn place_of(target: &Path) -> Result<PathBuf, EngineError> {
+    let absolute = std::path::absolute(target).map_err(EngineError::io("restore to", target))?;
+    refuse_occupied(&absolute)?;
+    let Ok(target) = std::fs::canonicalize(&absolute) else { return Ok(absolute) };
+    let device = |path: &Path| {
+        std::fs::metadata(path).map(|meta| meta.dev()).map_err(EngineError::io("look at", path))
+    };
+    match target.parent() {
+        Some(parent) if device(parent)? == device(&target)? => Ok(target),
+        _ => Err(EngineError::Usage(format!(
+            "{} is a mount point, which nothing can be renamed to; restore into a new directory below it",
+            target.display()
+        ))),
+    }
+}
+
+/// Before anything is written: a restore that cannot end well must not fill a disk that others write to.
+fn refuse_too_large(parent: &Path, chosen: &[&SourceManifest]) -> Result<(), EngineError> {
+    let needed = chosen.iter().map(|source| source.bytes).sum();
+    match disk_space(parent) {
+        Ok(space) if space.available < needed => {
+            Err(EngineError::TooLarge { path: parent.to_owned(), available: space.available, needed })
+        }
+        // A file system that does not tell is tried.
+        _ => Ok(()),
+    }
 }
 
 fn refuse_occupied(target: &Path) -> Result<(), EngineError> {

@@ -5,7 +5,9 @@ use std::hash::{Hash, Hasher};
 use std::os::unix::fs::FileExt;
 
 use stillframe_capture::{Image, SnapshotFile};
-use stillframe_repo::{BackupId, ContentRef, FileEntry, FileKind, Manifest, Repository, SourceManifest};
+use stillframe_repo::{
+    BackupId, ContentRef, Error as RepoError, FileEntry, FileKind, Manifest, Repository, SourceManifest,
+};
 use tokio_util::sync::CancellationToken;
 
 use crate::base_hint::BaseHints;
@@ -59,8 +61,43 @@ pub(crate) async fn find_base(
     Ok(newest.map(|backup| (backup.id, backup)))
 }
 
-/// Walks the image and the earlier backup's list of the same source side by side.
+/// Why an earlier backup is not relied on.
+#[derive(Debug)]
+pub(crate) struct Doubt {
+    pub(crate) why: String,
+    /// The repository does not have what it should have.
+    pub(crate) damage: bool,
+}
+
+/// The files of the image that the earlier backup has, with a sample of them read and compared.
 pub(crate) async fn find_unchanged(
+    repo: &Repository,
+    image: &Image,
+    base: Option<&Manifest>,
+    seed: &str,
+    cancel: &CancellationToken,
+) -> Result<Result<Unchanged, Doubt>, EngineError> {
+    let found = async {
+        let found = compare_lists(repo, image, base).await?;
+        Ok(check_sample(repo, image, &found, seed, cancel).await?.map(|()| found))
+    };
+    match found.await {
+        Ok(Ok(found)) => Ok(Ok(found)),
+        Ok(Err(path)) => {
+            Ok(Err(Doubt { why: format!("{path} claims to be unchanged and is not"), damage: false }))
+        }
+        // Damage in the repository must not be handed on from backup to backup, nor keep new ones from being made.
+        Err(EngineError::Repo(error)) => {
+            let damage = RepoError::is_damage(&error);
+            let why = format!("an earlier backup is damaged ({error}; run verify)");
+            if damage { Ok(Err(Doubt { why, damage })) } else { Err(error.into()) }
+        }
+        Err(error) => Err(error),
+    }
+}
+
+/// Walks the image and the earlier backup's list of the same source side by side.
+async fn compare_lists(
     repo: &Repository,
     image: &Image,
     base: Option<&Manifest>,
@@ -103,7 +140,7 @@ fn is_same(ours: &SnapshotFile, theirs: &FileEntry) -> bool {
 
 /// Reads one chunk in a thousand unchanged files, at least one, and compares it with what the earlier backup has. `Err` names
 /// the file where they differ: then nothing of that lineage is to be trusted.
-pub(crate) async fn check_sample(
+async fn check_sample(
     repo: &Repository,
     image: &Image,
     unchanged: &Unchanged,

@@ -141,6 +141,11 @@ pub enum Error {
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
 impl Error {
+    /// Whether bytes of the repository are missing or not as they were written.
+    pub fn is_damage(&self) -> bool {
+        matches!(self, Self::Damaged { .. } | Self::ChunkLost { .. } | Self::Inconsistent { .. })
+    }
+
     pub(crate) fn damaged(object: &impl ToString, why: impl Into<String>) -> Self {
         Self::Damaged { object: object.to_string(), why: why.into() }
     }

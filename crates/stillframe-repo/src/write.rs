@@ -25,6 +25,8 @@ const MAX_ROUNDS: u32 = 8;
 pub struct WriteOptions {
     /// The backup whose subtrees may be taken over unread.
     pub base: Option<BackupId>,
+    /// Rely on no pack that was there before: everything is stored again. For a repository in which damage was found.
+    pub anew: bool,
     /// zstd's level for new chunks; 1 by default.
     pub level: i32,
     /// Stops the write at the next chunk or step.
@@ -40,7 +42,15 @@ pub struct WriteOptions {
 impl WriteOptions {
     /// No base, level 1, no limits, no listener.
     pub fn new(clock: Arc<dyn Clock>) -> Self {
-        Self { base: None, level: 1, cancel: CancellationToken::new(), bandwidth: None, clock, events: None }
+        Self {
+            base: None,
+            anew: false,
+            level: 1,
+            cancel: CancellationToken::new(),
+            bandwidth: None,
+            clock,
+            events: None,
+        }
     }
 }
 
@@ -136,6 +146,10 @@ impl Repository {
             claims: Vec::new(),
             earlier: Statistics::default(),
         };
+        if options.anew {
+            let packs = self.io().list(Kind::Pack).await?;
+            writer.excluded.extend(packs.iter().map(|pack| pack.id));
+        }
         let result = writer.run(describe).await;
         if result.is_err() {
             cancel.cancel();

@@ -35,9 +35,21 @@ async fn write(repository: &Repository, chunks: std::ops::Range<u64>) -> Written
     repository.write(&WriteOptions::new(clock()), describe).await.unwrap()
 }
 
-/// What the allocator keeps for each thread that once had much of it does not count: that is there after the first part.
-#[tokio::test(flavor = "multi_thread")]
-async fn a_million_chunks_more_are_written_indexed_and_found_in_a_few_megabytes_more() {
+const TEST: &str = "a_million_chunks_more_are_written_indexed_and_found_in_a_few_megabytes_more";
+
+/// Runs itself again with one arena: what the allocator keeps for each of many threads is not what is asked about.
+#[test]
+fn a_million_chunks_more_are_written_indexed_and_found_in_a_few_megabytes_more() {
+    if std::env::var_os("MALLOC_ARENA_MAX").is_some() {
+        return tokio::runtime::Runtime::new().unwrap().block_on(measure());
+    }
+    let program = std::env::current_exe().unwrap();
+    let mut again = std::process::Command::new(program);
+    let status = again.args([TEST, "--exact", "--nocapture"]).env("MALLOC_ARENA_MAX", "1").status().unwrap();
+    assert!(status.success(), "{status}");
+}
+
+async fn measure() {
     const FIRST: u64 = 400_000;
     const ALL: u64 = 1_500_000;
     let dir = tempfile::tempdir().unwrap();
@@ -47,16 +59,17 @@ async fn a_million_chunks_more_are_written_indexed_and_found_in_a_few_megabytes_
     let repository = Repository::init(store.clone(), &options, cache.path()).await.unwrap();
     write(&repository, 0..FIRST).await;
     let after_first = peak_mib();
-    assert!(after_first < 192, "{FIRST} chunks took {after_first} MiB");
+    assert!(after_first < 96, "{FIRST} chunks took {after_first} MiB");
     let written = write(&repository, FIRST..ALL).await;
     let more = peak_mib() - after_first;
-    assert!(more < 32, "{} chunks more took {more} MiB more", ALL - FIRST);
+    assert!(more < 24, "{} chunks more took {more} MiB more", ALL - FIRST);
     // Rebuilding the cache from the segments, and looking everything up in it.
     let other_cache = tempfile::tempdir().unwrap();
     let other = open(store, other_cache.path()).await;
     let again = write(&other, FIRST..ALL).await;
     assert_eq!(again.manifest.statistics.chunks_new, 0);
     assert_eq!(again.manifest.draft, written.manifest.draft);
-    let more = peak_mib() - after_first;
-    assert!(more < 48, "with the cache rebuilt it took {more} MiB more");
+    let more_again = peak_mib() - after_first;
+    assert!(more_again < 40, "with the cache rebuilt it took {more_again} MiB more");
+    println!("{after_first} MiB, {more} MiB more, {more_again} MiB more");
 }

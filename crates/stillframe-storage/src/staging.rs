@@ -3,6 +3,7 @@
 use std::fs::{File, OpenOptions};
 use std::io;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use rustix::fs::{FlockOperation, flock};
 
@@ -12,6 +13,9 @@ use crate::failpoint::failpoint;
 /// How every staging directory's name begins. Its lock file has the same name and the ending `.lock`.
 const PREFIX: &str = ".stillframe-";
 const LOCK_SUFFIX: &str = ".lock";
+/// How often, and after which pause, a lock is tried that only a sweeper can hold, and that only for an instant.
+const ATTEMPTS: u32 = 1000;
+const PAUSE: Duration = Duration::from_millis(1);
 
 /// A directory `.stillframe-<random>` that belongs to this process.
 ///
@@ -48,13 +52,21 @@ impl StagingDir {
         let lock_path = parent.join(format!("{PREFIX}{name}{LOCK_SUFFIX}"));
         // The lock file first, the directory second: so every directory has a lock file, and one whose lock is free
         // has no owner.
+        let mut attempt = 0;
         let lock = loop {
-            let file = OpenOptions::new().read(true).write(true).create_new(true).open(&lock_path)?;
-            flock(&file, FlockOperation::NonBlockingLockExclusive)?;
-            // A sweeper may have taken the new file for a leftover before it was locked.
-            if is_same_file(&file, &lock_path)? {
+            let file =
+                OpenOptions::new().read(true).write(true).create(true).truncate(false).open(&lock_path)?;
+            let locked = flock(&file, FlockOperation::NonBlockingLockExclusive);
+            // A sweeper may have taken the new file for a leftover before it was locked: then it holds it for a moment, or
+            // has removed it.
+            if locked.is_ok() && is_same_file(&file, &lock_path)? {
                 break file;
             }
+            attempt += 1;
+            if attempt > ATTEMPTS {
+                return Err(io::ErrorKind::ResourceBusy.into());
+            }
+            std::thread::sleep(PAUSE);
         };
         failpoint("staging::locked");
         match std::fs::create_dir(&path) {
@@ -199,5 +211,29 @@ mod tests {
         staging.publish(&empty).unwrap();
         assert!(empty.join("new").exists());
         assert_eq!(std::fs::read_dir(parent.path()).unwrap().count(), 2, "locks and staging are gone");
+    }
+
+    #[test]
+    fn sweepers_that_never_pause_take_no_living_owners_directory() {
+        let dir = tempfile::tempdir().unwrap();
+        let over = std::sync::atomic::AtomicBool::new(false);
+        std::thread::scope(|scope| {
+            let sweeper = scope.spawn(|| {
+                while !over.load(std::sync::atomic::Ordering::Relaxed) {
+                    sweep_leftovers(dir.path()).unwrap();
+                }
+            });
+            let owner = scope.spawn(|| {
+                for n in 0..1000 {
+                    let staging = StagingDir::create(dir.path(), &format!("{n:016x}")).unwrap();
+                    std::fs::write(staging.path().join("file"), b"x").unwrap();
+                }
+            });
+            let ended = owner.join();
+            over.store(true, std::sync::atomic::Ordering::Relaxed);
+            ended.unwrap();
+            sweeper.join().unwrap();
+        });
+        assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0);
     }
 }

@@ -96,6 +96,9 @@ pub struct CaptureArgs {
     /// Where the image lives while it is read; best on the same file system as the source [default: beside the source]
     #[arg(long, value_name = "DIR")]
     pub staging: Option<PathBuf>,
+    /// Stop when the source's disk has less free space than this [default: the larger of 5% and 1GiB]
+    #[arg(long, value_name = "SIZE|PERCENT")]
+    pub reserve: Option<Reserve>,
     /// How long to look for a still moment, in seconds
     #[arg(long, value_name = "SECONDS", default_value_t = 60, value_parser = clap::value_parser!(u64).range(1..=86_400))]
     pub deadline: u64,
@@ -160,9 +163,6 @@ pub struct Backup {
     /// Share of the processors that may be used, in percent
     #[arg(long, value_name = "PERCENT")]
     pub cpu_percent: Option<CpuPercent>,
-    /// Stop when the source's disk has less free space than this [default: the larger of 5% and 1GiB]
-    #[arg(long, value_name = "SIZE|PERCENT")]
-    pub reserve: Option<Reserve>,
     #[command(flatten)]
     pub capture: CaptureArgs,
 }

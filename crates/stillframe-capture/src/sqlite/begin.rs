@@ -21,17 +21,17 @@ use super::open_databases::{OpenDatabase, OpenDatabases};
 use super::wal::Wal;
 use super::{Reader, State, Transaction, beside};
 
-/// How long to try to get in, at most. A rollback-mode writer that never pauses, or an exclusive one, leaves no way in.
-const PATIENCE: Duration = Duration::from_secs(15);
 /// How long SQLite waits by itself before cancellation is looked at.
 const BUSY_SLICE: Duration = Duration::from_millis(100);
 /// How much of a rollback-mode database is read ahead of its lock.
 const WARM: u64 = 8 << 30;
 
-/// Opens the database and starts the read transaction that is its instant.
+/// Opens the database and starts the read transaction that is its instant. Gives up when others have it locked for as long
+/// as `patience`.
 pub(crate) fn begin(
     source: &Source,
     options: &CaptureOptions,
+    patience: Duration,
     context: &Context<'_>,
 ) -> Result<Transaction, CaptureError> {
     let opened = CaptureError::io("open", &source.path);
@@ -77,7 +77,7 @@ pub(crate) fn begin(
     if !logged {
         warm(&transaction.path, context)?;
     }
-    start(&mut transaction, open, &foreign, options, context)?;
+    start(&mut transaction, open, &foreign, options, patience, context)?;
     Ok(transaction)
 }
 
@@ -86,10 +86,11 @@ fn start(
     mut open: OpenDatabase,
     foreign: &Foreign,
     options: &CaptureOptions,
+    patience: Duration,
     context: &Context<'_>,
 ) -> Result<(), CaptureError> {
     let path = transaction.path.clone();
-    let patience = context.clock.monotonic() + options.deadline.min(PATIENCE);
+    let give_up = context.clock.monotonic() + patience;
     let bytes = File::open(&path).map_err(CaptureError::io("open", &path))?;
     loop {
         if context.cancel.is_cancelled() {
@@ -111,7 +112,7 @@ fn start(
                     return Err(CaptureError::Vanished { path });
                 }
                 transaction.state = if mode == "wal" {
-                    let wal = Some(Wal::look(beside(&path, "-wal"))?);
+                    let wal = Some(Wal::look(beside(&path, "-wal"), &beside(&path, "-shm"))?);
                     State::Reading { reader: Reader::Free(connection), wal, bytes, open }
                 } else {
                     let watch = LockWatch::start(connection, options.sqlite_lock_timeout);
@@ -121,7 +122,7 @@ fn start(
             }
             Err(error) => match sort(&path, error) {
                 Answer::Error(error) => return Err(error),
-                Answer::Busy if context.clock.monotonic() >= patience => return Err(locked(&path)),
+                Answer::Busy if context.clock.monotonic() >= give_up => return Err(locked(&path)),
                 Answer::Busy => {
                     transaction.attempts += 1;
                     (context.events)(Event::Moved {

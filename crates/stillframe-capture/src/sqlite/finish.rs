@@ -59,8 +59,8 @@ pub(crate) fn finish(
                     }
                 },
             };
-            // The connection is closed: only now may the file be closed, and others of this process open it again.
-            drop(bytes);
+            // The connection is closed: only now may its files be closed, and others of this process open it again.
+            drop((bytes, wal));
             drop(open);
             mode?
         }

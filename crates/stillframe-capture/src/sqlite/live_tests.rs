@@ -7,6 +7,7 @@ use std::process::{Child, Stdio};
 use std::time::Duration;
 
 use rusqlite::Connection;
+use rusqlite::config::DbConfig;
 
 use super::{begin, beside, finish, recognise, validate};
 use crate::test_support::{NOBODY, Surroundings, again, again_as, child_argument, inventory, is_root};
@@ -14,13 +15,15 @@ use crate::{CaptureError, CaptureOptions, Engine, Event, Image, Role, Source};
 
 /// Rows that transactions rewrite in turn.
 const FILLER: u64 = 400;
+const PATIENCE: Duration = Duration::from_secs(15);
 
 fn source(path: &Path) -> Source {
     Source { engine: Engine::Sqlite, path: path.to_owned() }
 }
 
 fn capture_with(path: &Path, options: &CaptureOptions) -> Result<Image, CaptureError> {
-    Surroundings::default().with(|context| finish(begin(&source(path), options, context)?, options, context))
+    Surroundings::default()
+        .with(|context| finish(begin(&source(path), options, PATIENCE, context)?, options, context))
 }
 
 fn capture(path: &Path) -> Result<Image, CaptureError> {
@@ -90,7 +93,7 @@ fn state(path: &Path) -> u64 {
 
 /// A writer in a process of its own. It keeps (begun, acknowledged, failed, longest commit in ms) in a file.
 struct Writer {
-    child: Child,
+    child: Killed,
     log: PathBuf,
 }
 
@@ -99,7 +102,7 @@ impl Writer {
     fn start(test: &str, dir: &Path) -> Self {
         let log = dir.join("log");
         std::fs::write(&log, [0; 32]).unwrap();
-        let child = again(test, dir).stdout(Stdio::null()).spawn().unwrap();
+        let child = Killed(again(test, dir).stdout(Stdio::null()).spawn().unwrap());
         let writer = Self { child, log };
         while writer.number(1) < 50 {
             std::thread::sleep(Duration::from_millis(2));
@@ -113,8 +116,8 @@ impl Writer {
     }
 
     fn kill(mut self) -> (u64, u64) {
-        self.child.kill().unwrap();
-        self.child.wait().unwrap();
+        self.child.0.kill().unwrap();
+        self.child.0.wait().unwrap();
         (self.number(1), self.number(0))
     }
 
@@ -304,6 +307,7 @@ fn a_closed_database_is_left_exactly_as_it_was() {
 /// that it never wrote.
 fn own_backup(path: &Path, to: &Path) -> Vec<u8> {
     let connection = Connection::open(path).unwrap();
+    connection.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, true).unwrap();
     let mut target = Connection::open(to).unwrap();
     target.execute_batch("PRAGMA journal_mode=off").unwrap();
     rusqlite::backup::Backup::new(&connection, &mut target).unwrap().step(-1).unwrap();
@@ -317,8 +321,9 @@ fn an_image_is_byte_for_byte_what_sqlites_own_backup_makes() {
         for mode in ["wal", "delete"] {
             let dir = tempfile::tempdir().unwrap();
             let db = dir.path().join("db");
-            let connection = make(&db, mode, page_size);
-            connection.execute_batch("PRAGMA auto_vacuum=2; VACUUM; PRAGMA wal_autocheckpoint=0").unwrap();
+            let made = make(&db, mode, page_size);
+            made.execute_batch("PRAGMA auto_vacuum=2; VACUUM").unwrap();
+            drop(made);
             // The log holds pages that the file has not; then ones that it has older; then it is begun anew, with older
             // frames behind; then the database shrinks.
             let steps = [
@@ -328,10 +333,14 @@ fn an_image_is_byte_for_byte_what_sqlites_own_backup_makes() {
                 "DELETE FROM t WHERE id > 30; PRAGMA incremental_vacuum",
                 "PRAGMA wal_checkpoint(TRUNCATE)",
             ];
-            for (turn, step) in steps.iter().enumerate() {
-                let turn = u64::try_from(turn).unwrap();
-                (0..200).for_each(|n| commit(&connection, turn * 200 + n).unwrap());
-                connection.execute_batch(step).unwrap();
+            for (turn, step) in (0_u64..).zip(steps) {
+                // Closed before the capture, which must not be in a process that has the database open; its log stays.
+                let writer = Connection::open(&db).unwrap();
+                writer.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, true).unwrap();
+                writer.execute_batch("PRAGMA synchronous=off; PRAGMA wal_autocheckpoint=0").unwrap();
+                (0..200).for_each(|n| commit(&writer, turn * 200 + n).unwrap());
+                writer.execute_batch(step).unwrap();
+                drop(writer);
                 let image =
                     std::fs::read(kept(capture(&db).unwrap(), dir.path(), &format!("image-{turn}"))).unwrap();
                 let mut expected = own_backup(&db, &dir.path().join(format!("backup-{turn}")));
@@ -357,7 +366,7 @@ fn what_is_committed_between_the_phases_is_not_in_the_image() {
         drop(connection);
         let options = CaptureOptions::default();
         let around = Surroundings::default();
-        let transaction = around.with(|context| begin(&source(&db), &options, context)).unwrap();
+        let transaction = around.with(|context| begin(&source(&db), &options, PATIENCE, context)).unwrap();
         let writer = Connection::open(&db).unwrap();
         writer.busy_timeout(Duration::ZERO).unwrap();
         let committed = commit(&writer, 6).is_ok();
@@ -378,7 +387,7 @@ fn a_rollback_database_is_let_go_when_the_time_is_over_whoever_is_late() {
     let options =
         CaptureOptions { sqlite_lock_timeout: Duration::from_millis(100), ..CaptureOptions::default() };
     let around = Surroundings::default();
-    let transaction = around.with(|context| begin(&source(&db), &options, context)).unwrap();
+    let transaction = around.with(|context| begin(&source(&db), &options, PATIENCE, context)).unwrap();
     let writer = Connection::open(&db).unwrap();
     writer.busy_timeout(Duration::from_secs(5)).unwrap();
     commit(&writer, 1).unwrap();
@@ -391,6 +400,57 @@ fn a_rollback_database_is_let_go_when_the_time_is_over_whoever_is_late() {
     assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 1, "nothing is left");
 }
 
+/// A child that ends with the test, however that ends.
+struct Killed(Child);
+
+impl Drop for Killed {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+/// As its own process: commits over two attached databases until its input ends.
+fn attached_writer(dir: &Path) {
+    let connection = Connection::open(dir.join("a")).unwrap();
+    connection.busy_timeout(Duration::from_mins(1)).unwrap();
+    connection.execute("ATTACH ?1 AS other", [dir.join("b").to_str().unwrap()]).unwrap();
+    for n in 0_i64.. {
+        let rows = (n, n);
+        connection.execute_batch("BEGIN IMMEDIATE").unwrap();
+        connection.execute("INSERT OR REPLACE INTO main.t VALUES(?1 % 100, ?2)", rows).unwrap();
+        connection.execute("INSERT OR REPLACE INTO other.t VALUES(?1 % 100, ?2)", rows).unwrap();
+        connection.execute_batch("COMMIT").unwrap();
+        if n == 0 {
+            println!("writing");
+        }
+    }
+}
+
+#[test]
+fn a_writer_with_two_databases_attached_and_a_capture_of_both_do_not_wait_for_each_other() {
+    if let Some(dir) = child_argument() {
+        return attached_writer(Path::new(&dir));
+    }
+    let dir = tempfile::tempdir().unwrap();
+    for name in ["a", "b"] {
+        drop(make(&dir.path().join(name), "delete", 4096));
+    }
+    let name = "sqlite::live_tests::a_writer_with_two_databases_attached_and_a_capture_of_both_do_not_wait_for_each_other";
+    let mut child = Killed(again(name, dir.path()).stdout(Stdio::piped()).spawn().unwrap());
+    let mut lines = BufReader::new(child.0.stdout.take().unwrap()).lines();
+    while !lines.next().unwrap().unwrap().ends_with("writing") {}
+    let around = Surroundings::default();
+    for turn in 0..10 {
+        // Both orders: one of them is the wrong one.
+        let names = if turn % 2 == 0 { ["a", "b"] } else { ["b", "a"] };
+        let sources = names.map(|name| source(&dir.path().join(name)));
+        let images = around.with(|context| crate::capture(&sources, &CaptureOptions::default(), context));
+        let images = images.unwrap_or_else(|error| panic!("turn {turn}: {error}"));
+        assert_eq!(images.len(), 2);
+    }
+}
+
 #[test]
 fn a_log_that_grows_beyond_its_cap_ends_the_capture() {
     let dir = tempfile::tempdir().unwrap();
@@ -400,7 +460,7 @@ fn a_log_that_grows_beyond_its_cap_ends_the_capture() {
     drop(connection);
     let options = CaptureOptions { sqlite_wal_cap: 1 << 20, ..CaptureOptions::default() };
     let around = Surroundings::default();
-    let transaction = around.with(|context| begin(&source(&db), &options, context)).unwrap();
+    let transaction = around.with(|context| begin(&source(&db), &options, PATIENCE, context)).unwrap();
     let writer = Connection::open(&db).unwrap();
     writer.execute_batch("INSERT INTO ballast VALUES(randomblob(3000000))").unwrap();
     match around.with(|context| finish(transaction, &options, context)) {
@@ -421,7 +481,7 @@ fn a_cancelled_copy_leaves_nothing_and_no_lock() {
     drop(connection);
     let options = CaptureOptions::default();
     let around = Surroundings::default();
-    let transaction = around.with(|context| begin(&source(&db), &options, context)).unwrap();
+    let transaction = around.with(|context| begin(&source(&db), &options, PATIENCE, context)).unwrap();
     around.cancel.cancel();
     let outcome = around.with(|context| finish(transaction, &options, context));
     assert!(matches!(outcome, Err(CaptureError::Cancelled)));
@@ -588,9 +648,9 @@ fn a_database_is_not_read_by_other_means_while_it_is_captured() {
     let staging = tempfile::tempdir_in(dir.path().parent().unwrap()).unwrap();
     let options = CaptureOptions { staging: Some(staging.path().to_owned()), ..CaptureOptions::default() };
     let around = Surroundings::default();
-    let transaction = around.with(|context| begin(&source(&db), &options, context)).unwrap();
+    let transaction = around.with(|context| begin(&source(&db), &options, PATIENCE, context)).unwrap();
     assert!(recognise(&db).unwrap(), "recognised without being opened");
-    let again = around.with(|context| begin(&source(&db), &options, context));
+    let again = around.with(|context| begin(&source(&db), &options, PATIENCE, context));
     assert!(matches!(again, Err(CaptureError::Locked { .. })));
     let image = around.with(|context| crate::files::capture(&files, &options, context)).unwrap();
     let names: Vec<_> = image.snapshot().files.iter().map(|file| file.path.to_string()).collect();
@@ -613,7 +673,7 @@ fn lost_locks_are_noticed() {
     drop(make(&db, "delete", 4096));
     let options = CaptureOptions::default();
     let around = Surroundings::default();
-    let transaction = around.with(|context| begin(&source(&db), &options, context)).unwrap();
+    let transaction = around.with(|context| begin(&source(&db), &options, PATIENCE, context)).unwrap();
     // The trap: any handle that is closed drops the process's locks.
     drop(std::fs::File::open(&db).unwrap());
     match around.with(|context| finish(transaction, &options, context)) {

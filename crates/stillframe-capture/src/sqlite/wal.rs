@@ -6,7 +6,11 @@
 //! the log's commit up to which one reads, if that is the snapshot's or a later one. A page that a checkpoint is writing at this
 //! moment is in that log, too.
 //!
-//! Format: <https://www.sqlite.org/fileformat2.html#walformat>. Numbers are big endian.
+//! Which commits are published, only the index (`-shm`) knows: a writer that was killed may have left whole commits in the
+//! log that nobody saw, and the next writer overwrites them. So the end is taken from the index, never guessed from the log.
+//!
+//! Formats: <https://www.sqlite.org/fileformat2.html#walformat>, numbers big endian, and
+//! <https://www.sqlite.org/walformat.html#the_wal_index_file_format>, numbers as the machine has them.
 
 use std::collections::HashMap;
 use std::fs::File;
@@ -99,14 +103,72 @@ impl FrameHeader {
     }
 }
 
-/// A log as far as a capture needs it: up to the last commit that was in it when the read transaction had begun.
+/// What the index says of the log: all that was published.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct IndexHeader {
+    page_size: u32,
+    frames: u32,
+    /// Of the database.
+    pages: u32,
+    /// Over the log up to the last of the frames.
+    checksum: Checksum,
+    salts: [u8; 8],
+}
+
+impl IndexHeader {
+    const LEN: usize = 48;
+    /// A writer that writes both copies takes less than a microsecond for it.
+    const ATTEMPTS: u32 = 1000;
+
+    /// Reads both copies until they are the same. `None`: they never are, or are not as this version knows them.
+    fn read(file: &File) -> io::Result<Option<Self>> {
+        for _ in 0..Self::ATTEMPTS {
+            let mut bytes = [0; 2 * Self::LEN];
+            if !read_whole(file, &mut bytes, 0)? {
+                return Ok(None);
+            }
+            let (first, second) = bytes.split_at(Self::LEN);
+            if first == second {
+                return Ok(Self::parse(first));
+            }
+            std::thread::yield_now();
+        }
+        Ok(None)
+    }
+
+    fn parse(bytes: &[u8]) -> Option<Self> {
+        let native = |at| u32::from_ne_bytes(number(bytes, at).to_be_bytes());
+        let (covered, _) = bytes.split_at_checked(Self::LEN - 8)?;
+        let half = |at: usize| Some(u16::from_ne_bytes(bytes.get(at..at + 2)?.try_into().ok()?));
+        let page_size = match half(14)? {
+            1 => 65_536,
+            size => u32::from(size),
+        };
+        let sound = native(0) == VERSION
+            && bytes.get(12) == Some(&1)
+            && Checksum::default().add(covered, cfg!(target_endian = "big"))
+                == Checksum(native(40), native(44));
+        let header = Self {
+            page_size,
+            frames: native(16),
+            pages: native(20),
+            checksum: Checksum(native(24), native(28)),
+            salts: salts(bytes, 32),
+        };
+        sound.then_some(header)
+    }
+}
+
+/// A log as far as a capture needs it: up to the last commit that was published when the read transaction had begun.
 #[derive(Debug)]
 pub(super) struct Wal {
     path: PathBuf,
     /// Its length when the transaction had begun.
     length: u64,
-    /// The log's header and its number of frames up to the last commit. `None`: there was none.
-    end: Option<(Header, u64)>,
+    /// Closed after the connection: closing it drops the process's locks on it.
+    index: Option<File>,
+    /// What the index said when the transaction had begun. `None`: nothing that could be understood.
+    end: Option<IndexHeader>,
 }
 
 /// How the database as of the look is put together.
@@ -132,36 +194,26 @@ pub(super) struct Overlay {
 }
 
 impl Wal {
-    /// Looks where the log ends. The read transaction must have begun: then nothing that it sees is after that end, and what is
-    /// committed from now on is.
-    pub(super) fn look(path: PathBuf) -> Result<Self, CaptureError> {
-        let file = match File::open(&path) {
-            Ok(file) => file,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                return Ok(Self { path, length: 0, end: None });
-            }
-            Err(error) => return Err(CaptureError::from_io("open", &path, error)),
+    /// Looks where the log ends. The read transaction must have begun: then nothing that it sees is after that end.
+    pub(super) fn look(path: PathBuf, index: &Path) -> Result<Self, CaptureError> {
+        let length = std::fs::metadata(&path).map_or(0, |meta| meta.len());
+        let failed = |error| CaptureError::from_io("read", index, error);
+        let index = match File::open(index) {
+            Ok(file) => Some(file),
+            // SQLite found its own way without it.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => None,
+            Err(error) => return Err(failed(error)),
         };
-        let failed = |error| CaptureError::from_io("read", &path, error);
-        let length = file.metadata().map_err(failed)?.len();
-        let Some(header) = read_header(&file).map_err(failed)? else {
-            return Ok(Self { path, length, end: None });
-        };
-        let mut end = 0;
-        for frame in 0..frames_in(length, &header) {
-            let mut bytes = [0; FRAME_HEADER_LEN];
-            if !read_whole(&file, &mut bytes, place_of(frame, &header)).map_err(failed)? {
-                break;
-            }
-            let found = FrameHeader::parse(&bytes);
-            if found.salts != header.salts {
-                break;
-            }
-            if found.pages_after_commit != 0 {
-                end = frame + 1;
-            }
-        }
-        Ok(Self { path, length, end: Some((header, end)) })
+        let end = index.as_ref().map(IndexHeader::read).transpose().map_err(failed)?.flatten();
+        Ok(Self { path, length, index, end })
+    }
+
+    /// Whether the log is still the one that was looked at. It is begun anew in the index first, then in its header, then in
+    /// its frames: while this is true, all frames up to the end are as they were.
+    fn is_the_same(&self) -> Result<bool, CaptureError> {
+        let index = self.index.as_ref().map(IndexHeader::read).transpose();
+        let now = index.map_err(|error| CaptureError::from_io("read the index of", &self.path, error))?;
+        Ok(now.flatten().zip(self.end).is_some_and(|(now, end)| now.salts == end.salts))
     }
 
     /// Where it is.
@@ -174,46 +226,57 @@ impl Wal {
         std::fs::metadata(&self.path).map_or(0, |meta| meta.len()).saturating_sub(self.length)
     }
 
-    /// The pages up to its end, read and checked as SQLite does after a crash. The read transaction must still be there.
+    /// The pages up to its end, read and checked. The read transaction must still be there.
     pub(super) fn layers(&self, page_size: u32) -> Result<Layers, CaptureError> {
-        let Some((header, end)) = self.end.filter(|(_, end)| *end > 0) else { return Ok(Layers::FileAlone) };
-        let failed = |error| CaptureError::from_io("read", &self.path, error);
+        match self.end {
+            None => Ok(Layers::Unclear),
+            Some(end) if end.frames == 0 => Ok(Layers::FileAlone),
+            Some(end) if end.page_size != page_size => Ok(Layers::Unclear),
+            Some(end) => {
+                let overlay =
+                    self.read(&end).map_err(|error| CaptureError::from_io("read", &self.path, error))?;
+                Ok(match overlay {
+                    Some(overlay) => Layers::FileAndLog(overlay),
+                    None if self.is_the_same()? => Layers::Unclear,
+                    None => Layers::FileAlone,
+                })
+            }
+        }
+    }
+
+    /// `None`: the log is not the one that the index speaks of.
+    fn read(&self, end: &IndexHeader) -> io::Result<Option<Overlay>> {
         let file = match File::open(&self.path) {
             Ok(file) => file,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Layers::FileAlone),
-            Err(error) => return Err(failed(error)),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            Err(error) => return Err(error),
         };
-        let mut overlay = Overlay { page_size: header.page_size, ..Overlay::default() };
+        let Some(header) = read_header(&file)? else { return Ok(None) };
+        if (header.salts, header.page_size) != (end.salts, end.page_size) {
+            return Ok(None);
+        }
+        let mut pages = HashMap::new();
         let mut checksum = header.checksum;
-        let mut of_commit = HashMap::new();
         let page_len = usize::try_from(header.page_size).expect("at most 64 KiB");
         let mut bytes = vec![0; FRAME_HEADER_LEN + page_len];
-        let mut frame = 0;
-        while frame < end {
+        let mut committed = 0;
+        for frame in 0..end.frames {
             let place = place_of(frame, &header);
-            if !read_whole(&file, &mut bytes, place).map_err(failed)? {
-                break;
+            if !read_whole(&file, &mut bytes, place)? {
+                return Ok(None);
             }
             let (head, page) = bytes.split_at(FRAME_HEADER_LEN);
             let found = FrameHeader::parse(head);
             let (covered, _) = head.split_at(8);
             checksum = checksum.add(covered, header.big_endian).add(page, header.big_endian);
             if found.salts != header.salts || found.checksum != checksum || found.page == 0 {
-                break;
+                return Ok(None);
             }
-            of_commit.insert(found.page, place + FRAME_HEADER_LEN as u64);
-            if found.pages_after_commit != 0 {
-                overlay.pages.extend(of_commit.drain());
-                overlay.database_pages = found.pages_after_commit;
-            }
-            frame += 1;
+            pages.insert(found.page, place + FRAME_HEADER_LEN as u64);
+            committed = found.pages_after_commit;
         }
-        // The header is written before the frames when a log is begun anew.
-        if read_header(&file).map_err(failed)? != Some(header) {
-            return Ok(Layers::FileAlone);
-        }
-        let whole = frame == end && of_commit.is_empty() && header.page_size == page_size;
-        Ok(if whole { Layers::FileAndLog(overlay) } else { Layers::Unclear })
+        let whole = checksum == end.checksum && committed == end.pages && committed > 0;
+        Ok(whole.then_some(Overlay { pages, database_pages: end.pages, page_size: header.page_size }))
     }
 
     /// Puts the pages into `target`, which has the bytes of the database file. `false`: the log was begun anew meanwhile, and
@@ -231,20 +294,12 @@ impl Wal {
             let place = u64::from(page - 1) * u64::from(overlay.page_size);
             target.write_all_at(&bytes, place).map_err(CaptureError::io("write", to))?;
         }
-        Ok(read_header(&file).map_err(failed)? == self.end.map(|(header, _)| header))
+        self.is_the_same()
     }
 }
 
-fn frames_in(length: u64, header: &Header) -> u64 {
-    length.saturating_sub(HEADER_LEN as u64) / frame_len(header)
-}
-
-fn frame_len(header: &Header) -> u64 {
-    FRAME_HEADER_LEN as u64 + u64::from(header.page_size)
-}
-
-fn place_of(frame: u64, header: &Header) -> u64 {
-    HEADER_LEN as u64 + frame * frame_len(header)
+fn place_of(frame: u32, header: &Header) -> u64 {
+    HEADER_LEN as u64 + u64::from(frame) * (FRAME_HEADER_LEN as u64 + u64::from(header.page_size))
 }
 
 fn read_header(file: &File) -> io::Result<Option<Header>> {
@@ -286,19 +341,19 @@ mod tests {
                  INSERT INTO t VALUES(randomblob(9000));",
             )
             .unwrap();
-        let log = dir.path().join("db-wal");
-        let looked = Wal::look(log.clone()).unwrap();
-        let (_, end) = looked.end.unwrap();
+        let (log, index) = (dir.path().join("db-wal"), dir.path().join("db-shm"));
+        let look = || Wal::look(log.clone(), &index).unwrap();
+        let looked = look();
         // Pages that the cache had no room for stand in the log without a commit.
         writer.execute_batch("BEGIN; INSERT INTO t VALUES(randomblob(200000));").unwrap();
-        let spilled = Wal::look(log.clone()).unwrap();
+        let spilled = look();
         assert!(spilled.growth() == 0 && looked.growth() > 0, "nothing was spilled");
-        assert_eq!(spilled.end.unwrap().1, end);
+        assert_eq!(spilled.end, looked.end);
         let before = overlay(&looked);
         writer.execute_batch("COMMIT").unwrap();
         let after = overlay(&looked);
         assert_eq!((before.pages, before.database_pages), (after.pages, after.database_pages));
-        let looked_again = Wal::look(log.clone()).unwrap();
+        let looked_again = look();
         let all = overlay(&looked_again);
         assert!(all.database_pages > after.database_pages);
         assert!(matches!(looked.layers(512).unwrap(), Layers::Unclear), "another page size");
@@ -317,33 +372,45 @@ mod tests {
         writer.execute_batch("PRAGMA wal_checkpoint(RESTART); INSERT INTO t VALUES(1)").unwrap();
         assert!(!looked_again.put_over(&all, &target, Path::new("target")).unwrap());
         assert!(matches!(looked.layers(4096).unwrap(), Layers::FileAlone));
-        overlay(&Wal::look(log).unwrap());
-        let none = Wal::look(dir.path().join("none")).unwrap();
-        assert!(matches!(none.layers(4096).unwrap(), Layers::FileAlone));
+        overlay(&look());
+        let none = Wal::look(log.clone(), &dir.path().join("none")).unwrap();
+        assert!(matches!(none.layers(4096).unwrap(), Layers::Unclear), "without its index");
     }
 
     proptest! {
         #[test]
-        fn hostile_logs_never_panic(
-            bytes in proptest::collection::vec(any::<u8>(), 0..3000), begin in 0..3_u8, page_size in 0..6_u32
+        fn hostile_logs_and_indexes_never_panic(
+            log in proptest::collection::vec(any::<u8>(), 0..3000),
+            index in proptest::collection::vec(any::<u8>(), IndexHeader::LEN),
+            sound: bool, big_endian: bool, frames in 0..4_u32, page_size in 0..6_u32
         ) {
-            let mut bytes = bytes;
-            if begin > 0 && bytes.len() > HEADER_LEN {
-                bytes[..4].copy_from_slice(&(MAGIC + u32::from(begin - 1)).to_be_bytes());
-                bytes[4..8].copy_from_slice(&VERSION.to_be_bytes());
-                bytes[8..12].copy_from_slice(&(256_u32 << page_size).to_be_bytes());
-                let Checksum(a, b) = Checksum::default().add(&bytes[..24], begin == 2);
-                bytes[24..28].copy_from_slice(&a.to_be_bytes());
-                bytes[28..32].copy_from_slice(&b.to_be_bytes());
-                let salts = bytes[16..24].to_vec();
-                if let Some(first) = bytes.get_mut(40..48) {
-                    first.copy_from_slice(&salts);
-                }
+            let (mut log, mut index) = (log, index);
+            if sound && log.len() > 100 {
+                log[..4].copy_from_slice(&(MAGIC + u32::from(big_endian)).to_be_bytes());
+                log[4..8].copy_from_slice(&VERSION.to_be_bytes());
+                log[8..12].copy_from_slice(&(256_u32 << page_size).to_be_bytes());
+                let Checksum(a, b) = Checksum::default().add(&log[..24], big_endian);
+                log[24..28].copy_from_slice(&a.to_be_bytes());
+                log[28..32].copy_from_slice(&b.to_be_bytes());
+                let salts = log[16..24].to_vec();
+                log[40..48].copy_from_slice(&salts);
+                index[..4].copy_from_slice(&VERSION.to_ne_bytes());
+                index[12] = 1;
+                index[14..16].copy_from_slice(&(256_u16 << page_size).to_ne_bytes());
+                index[16..20].copy_from_slice(&frames.to_ne_bytes());
+                index[32..40].copy_from_slice(&salts);
+                let Checksum(a, b) = Checksum::default().add(&index[..40], cfg!(target_endian = "big"));
+                index[40..44].copy_from_slice(&a.to_ne_bytes());
+                index[44..48].copy_from_slice(&b.to_ne_bytes());
             }
             let dir = tempfile::tempdir().unwrap();
-            let path = dir.path().join("wal");
-            std::fs::write(&path, &bytes).unwrap();
-            let wal = Wal::look(path).unwrap();
+            let (path, index_path) = (dir.path().join("wal"), dir.path().join("shm"));
+            std::fs::write(&path, &log).unwrap();
+            std::fs::write(&index_path, index.repeat(2)).unwrap();
+            let wal = Wal::look(path, &index_path).unwrap();
+            if sound && log.len() > 100 {
+                prop_assert_eq!(wal.end.map(|end| end.frames), Some(frames));
+            }
             if let Layers::FileAndLog(overlay) = wal.layers(256 << page_size).unwrap() {
                 prop_assert!(overlay.database_pages > 0);
             }

@@ -5,8 +5,8 @@ use std::path::Path;
 use std::sync::Arc;
 
 use serde_json::json;
+use stillframe_engine::NamedSource;
 use stillframe_engine::create::{CreateOptions, CreateOutcome, CreatePlan, Origin, create, plan};
-use stillframe_engine::{NamedSource, Reserve};
 use stillframe_jobs::{CpuShare, Pace, Phase};
 use stillframe_storage::BandwidthLimit;
 
@@ -16,7 +16,7 @@ use crate::failure::{Failure, Kind};
 use crate::place;
 use crate::repository::Opening;
 use crate::session::Session;
-use crate::sizes::{self, bytes, span};
+use crate::sizes::{bytes, span};
 
 /// Captures the sources and writes one backup, or says what it would do.
 pub async fn run(session: &Session, args: &Backup) -> Result<(), Failure> {
@@ -27,11 +27,7 @@ pub async fn run(session: &Session, args: &Backup) -> Result<(), Failure> {
         name: args.name.clone(),
         tags: args.tags.clone(),
         capture: (&args.capture).into(),
-        reserve: match args.reserve {
-            None => Reserve::Default,
-            Some(sizes::Reserve::Bytes(count)) => Reserve::Bytes(count),
-            Some(sizes::Reserve::Percent(percent)) => Reserve::Percent(percent),
-        },
+        reserve: args.capture.reserve(),
         bandwidth: args.limit_bandwidth.map(|limit| Arc::new(BandwidthLimit::new(limit.0))),
         cache_dir: place::cache_dir()?,
         origin: origin()?,

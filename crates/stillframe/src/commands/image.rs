@@ -10,7 +10,7 @@ use stillframe_capture::{
 use stillframe_engine::create_image;
 use stillframe_jobs::Phase;
 
-use crate::cli::ImageCommand;
+use crate::cli::{CaptureArgs, ImageCommand};
 use crate::commands::parse_source;
 use crate::failure::{Failure, Kind};
 use crate::session::{Session, full_share};
@@ -19,17 +19,18 @@ use crate::sizes::{bytes, span};
 /// Runs either.
 pub async fn run(session: &Session, command: &ImageCommand) -> Result<(), Failure> {
     match command {
-        ImageCommand::Create { source, to, capture } => create(session, source, to, &capture.into()).await,
+        ImageCommand::Create { source, to, capture } => create(session, source, to, capture).await,
         ImageCommand::Validate { dir, engine } => check(session, dir, engine.as_deref()),
     }
 }
 
-async fn create(session: &Session, source: &str, to: &Path, options: &CaptureOptions) -> Result<(), Failure> {
+async fn create(session: &Session, source: &str, to: &Path, args: &CaptureArgs) -> Result<(), Failure> {
+    let (options, reserve) = (CaptureOptions::from(args), args.reserve());
     let source = parse_source(source)?;
     let phases = [Phase::Capturing, Phase::Sealing];
     let snapshot = session
         .run_job("image", &source.to_string(), &phases, full_share(), async |job, surroundings| {
-            let snapshot = create_image(&source, to, options, job, surroundings).await?;
+            let snapshot = create_image(&source, to, &options, reserve, job, surroundings).await?;
             let outcome = json!({ "to": to, "window_us": snapshot.window_us, "attempts": snapshot.attempts });
             Ok((snapshot, outcome))
         })

@@ -14,9 +14,11 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use stillframe_capture::{CaptureOptions, Engine, Source, detect};
+use stillframe_engine::Reserve;
 
 use crate::cli::CaptureArgs;
 use crate::failure::{Failure, Kind};
+use crate::sizes;
 
 impl From<&CaptureArgs> for CaptureOptions {
     fn from(args: &CaptureArgs) -> Self {
@@ -33,6 +35,17 @@ impl From<&CaptureArgs> for CaptureOptions {
             sqlite_lock_timeout: Duration::from_secs(args.sqlite_lock_timeout),
             sqlite_wal_cap: args.sqlite_wal_cap.0,
             force: args.force,
+        }
+    }
+}
+
+impl CaptureArgs {
+    /// What is to stay free on the source's disk.
+    pub fn reserve(&self) -> Reserve {
+        match self.reserve {
+            None => Reserve::Default,
+            Some(sizes::Reserve::Bytes(count)) => Reserve::Bytes(count),
+            Some(sizes::Reserve::Percent(percent)) => Reserve::Percent(percent),
         }
     }
 }
