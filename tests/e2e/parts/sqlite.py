@@ -3,6 +3,8 @@
 import os
 import signal
 import sqlite3
+import sys
+import time
 
 import sqlite_oracle
 from capturing import kept_image, through_repository
@@ -34,6 +36,7 @@ def run(trial):
             captures(trial, name, kind, settings, may_refuse)
     if not trial.only:
         crashed_wal(trial)
+        killed_among_others(trial)
         hot_journal(trial)
         empty(trial)
 
@@ -142,6 +145,61 @@ def crashed_wal(trial):
             last = demand_exact(trial.workplace, root / f"image-{turn}" / writer.path.name, acked, begun)
         line.say(n=last, wal=os.path.getsize(f"{writer.path}-wal"))
         writer.close()
+
+
+#: One that is killed in the middle of a commit, and others that go on: rewrites a run of rows of one of two tables.
+REWRITER = """
+import random, sqlite3, sys
+path, tables, seed = sys.argv[1], sys.argv[2], int(sys.argv[3])
+draw = random.Random(seed)
+database = sqlite3.connect(path, isolation_level=None, timeout=60)
+database.execute("PRAGMA synchronous=full")
+while True:
+    table, low, rows = draw.choice(tables), draw.randrange(2000), draw.choice([20, 300, 1000])
+    database.execute("BEGIN IMMEDIATE")
+    database.execute(f"UPDATE {table} SET v = randomblob(900) WHERE id BETWEEN ? AND ?", (low, low + rows))
+    database.execute("COMMIT")
+"""
+
+
+def killed_among_others(trial):
+    """A writer that is killed may leave whole commits in the log that were never published; another one overwrites them while the
+    file is being copied, which takes a while."""
+    root = trial.workplace.dir("sqlite-killed")
+    (root / "db").mkdir()
+    path, draw = root / "db" / "app.sqlite", trial.random("sqlite killed among others")
+    database = sqlite3.connect(path, isolation_level=None)
+    database.execute("PRAGMA journal_mode=wal")
+    database.execute("BEGIN")
+    for table in ["ballast", *"abcd"]:
+        database.execute(f"CREATE TABLE {table}(id INTEGER PRIMARY KEY, v BLOB)")
+    database.executemany("INSERT INTO ballast VALUES(?, randomblob(1000000))", [(n,) for n in range(150)])
+    for table in "abcd":
+        database.executemany(f"INSERT INTO {table} VALUES(?, randomblob(900))", [(n,) for n in range(3000)])
+    database.execute("COMMIT")
+    database.close()
+    start = lambda tables: trial.workplace.start([sys.executable, "-c", REWRITER, path, tables, str(draw.randrange(1 << 30))])
+    others = start("cd")
+    try:
+        for turn in range(trial.captures * 2):
+            with trial.report.check(f"sqlite a writer killed among others {turn + 1}"):
+                killed = start("ab")
+                time.sleep(0.3 + draw.random() * 0.3)
+                killed.kill()
+                killed.wait()
+                kept_image(trial.program(), f"sqlite:{path}", root / "image")
+                if others.poll() is not None:
+                    raise Failed("the other writer died")
+                image = sqlite3.connect(root / "image" / path.name)
+                said = image.execute("PRAGMA integrity_check(3)").fetchall()
+                image.close()
+                if said != [("ok",)]:
+                    raise Failed(f"the image is corrupt: {said}")
+                trial.workplace.remove(root / "image")
+    finally:
+        others.kill()
+        others.wait()
+        trial.workplace.remove(root)
 
 
 def hot_journal(trial):
