@@ -15,6 +15,13 @@ use crate::snapshot::{FileKind, SNAPSHOT_FILE, Snapshot, SnapshotFile};
 use crate::staging::Staging;
 use crate::{CaptureError, Context};
 
+/// What a kept image has of the source's tables.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Tables {
+    Linked,
+    Copied,
+}
+
 /// The permission bit without which a directory cannot be moved by anybody but root.
 const OWNER_WRITES: u32 = 0o200;
 
@@ -134,6 +141,15 @@ impl Image {
     /// Makes the image a directory that stays, `target` (absent, or an empty directory): it appears whole or not at all,
     /// durable, with `snapshot.json` in it. Tables stay linked to the source where both are on one file system.
     pub fn keep(self, target: &Path, context: &Context<'_>) -> Result<Snapshot, CaptureError> {
+        self.keep_as(Tables::Linked, target, context)
+    }
+
+    /// Like [`Self::keep`], with files of its own: whatever is done to the image, the source does not feel it.
+    pub fn keep_copy(self, target: &Path, context: &Context<'_>) -> Result<Snapshot, CaptureError> {
+        self.keep_as(Tables::Copied, target, context)
+    }
+
+    fn keep_as(self, tables: Tables, target: &Path, context: &Context<'_>) -> Result<Snapshot, CaptureError> {
         let Self { snapshot, files, staging } = self;
         let parent = match target.parent() {
             Some(parent) if !parent.as_os_str().is_empty() => parent,
@@ -144,7 +160,7 @@ impl Image {
         let image_dir = staging.image_dir();
         let image_device = std::fs::metadata(&image_dir).map_err(CaptureError::io("open", &image_dir))?.dev();
 
-        let own = if image_device == target_device {
+        let own = if image_device == target_device && tables == Tables::Linked {
             None
         } else {
             let dir = StagingDir::create(parent, &(context.random_name)());

@@ -67,28 +67,39 @@ pub(crate) fn watch_over<'a>(
     ReserveWatch::new(sources.chain(staging), reserve, job.token())
 }
 
-/// Captures one source into a directory that stays, leaving `reserve` free on the source's disk.
+/// How to make an image that stays.
+#[derive(Debug, Clone)]
+pub struct ImageOptions {
+    /// How to capture.
+    pub capture: CaptureOptions,
+    /// Free space to leave on the source's disk.
+    pub reserve: Reserve,
+    /// Files of its own, instead of links to the source's tables where both are on one file system.
+    pub copy: bool,
+}
+
+/// Captures one source into a directory that stays.
 pub async fn create_image(
     source: &Source,
     target: &Path,
-    options: &CaptureOptions,
-    reserve: Reserve,
+    options: &ImageOptions,
     job: &Job,
     surroundings: &Surroundings,
 ) -> Result<Snapshot, EngineError> {
     stillframe_capture::refuse_occupied(target)?;
     job.enter(Phase::Capturing)?;
     let named = NamedSource { name: source.to_string(), source: source.clone() };
-    let watch = watch_over(std::iter::once(source), options, reserve, job);
+    let watch = watch_over(std::iter::once(source), &options.capture, options.reserve, job);
     watch
         .during(async {
-            let image = capture_all(&[named], options, &watch, job, surroundings).await?.pop();
+            let image = capture_all(&[named], &options.capture, &watch, job, surroundings).await?.pop();
             let image = image.ok_or_else(|| EngineError::Bug("one source gave no image".to_owned()))?;
             job.enter(Phase::Sealing)?;
             let (watch, target, there) = (Arc::clone(&watch), target.to_owned(), surroundings.clone());
+            let copy = options.copy;
             let kept = tokio::task::spawn_blocking(move || {
                 with_context(watch.stop(), &there, &|_, _| watch.check(), |context| {
-                    image.keep(&target, context)
+                    if copy { image.keep_copy(&target, context) } else { image.keep(&target, context) }
                 })
             });
             Ok(kept.await.map_err(|_| EngineError::Bug("keeping the image panicked".to_owned()))??)

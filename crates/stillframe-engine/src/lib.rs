@@ -28,7 +28,7 @@ mod unchanged;
 pub mod verify;
 mod workers;
 
-pub use capturing::{NamedSource, create_image};
+pub use capturing::{ImageOptions, NamedSource, create_image};
 pub use error::EngineError;
 pub use event::Event;
 pub use reserve::Reserve;

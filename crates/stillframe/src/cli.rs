@@ -297,12 +297,18 @@ pub enum KeyCommand {
 #[derive(Debug, Subcommand)]
 pub enum ImageCommand {
     /// Capture a source into a directory that its engine can open
+    #[command(after_help = "\
+An image on the file system of its source shares tables with it by hard links: never change owner, mode or bytes of its files, \
+or use --copy.")]
     Create {
         /// rocksdb:DIR, leveldb:DIR, fjall:DIR, sqlite:FILE, files:DIR, or a path to be recognised
         source: String,
         /// Where to; must not exist, or be empty
         #[arg(long, value_name = "DIR")]
         to: PathBuf,
+        /// Make files of its own instead of hard links to the live tables
+        #[arg(long)]
+        copy: bool,
         #[command(flatten)]
         capture: CaptureArgs,
     },

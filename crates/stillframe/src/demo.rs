@@ -6,6 +6,7 @@ mod writer;
 use std::time::Duration;
 
 use crate::failure::{Failure, Kind};
+use crate::interrupt;
 use crate::session::Session;
 use crate::sizes::{bytes, span};
 use stage::{Backup, Stage};
@@ -15,12 +16,24 @@ pub use writer::writer;
 /// How long the writers go on before, between and after the backups.
 const WRITING: Duration = Duration::from_secs(3);
 
-/// Runs it. Fails if anything is off.
+/// Runs it. Fails if anything is off; ends and clears up when it is interrupted.
 pub async fn run(session: &Session) -> Result<(), Failure> {
-    let console = &session.console;
     let mut stage = Stage::set(session)?;
-    console
-        .line(format!("Two databases in {}, each with a writer that never pauses:", stage.root().display()));
+    tokio::select! {
+        played = play(&mut stage, session) => played?,
+        () = interrupt::asked() => {
+            stage.kill_writers().await?;
+            return Err(Failure::new(Kind::Cancelled, "cancelled; nothing is left behind"));
+        }
+    }
+    stage.clear()?;
+    session.console.line("everything held; nothing is left behind");
+    Ok(())
+}
+
+async fn play(stage: &mut Stage, session: &Session) -> Result<(), Failure> {
+    let console = &session.console;
+    console.line(format!("Two databases in {}, each with a busy writer:", stage.root().display()));
     stage.start_writers()?;
     stage.let_write(WRITING).await?;
     stage.run_program(&["repo", "init", &stage.repo()]).await?;
@@ -71,8 +84,6 @@ pub async fn run(session: &Session) -> Result<(), Failure> {
             span(restored.took),
         ));
     }
-    stage.clear()?;
-    console.line("everything held; nothing is left behind");
     Ok(())
 }
 

@@ -1,7 +1,12 @@
 //! Ctrl-C: once ends cleanly, twice at once.
 
+use std::time::Duration;
+
 use stillframe_jobs::Canceller;
 use tokio::signal::unix::{SignalKind, signal};
+
+/// Two signals within this time are one wish.
+const SAME_WISH: Duration = Duration::from_millis(200);
 
 /// Cancels the job at the first SIGINT or SIGTERM; ends the process at the second (exit code 130), leaving what there is to
 /// the next run's sweep.
@@ -13,18 +18,27 @@ pub fn watch(job: Canceller) {
             tracing::warn!("signals cannot be watched; Ctrl-C ends at once");
             return;
         };
-        let mut seen = 0;
-        loop {
-            tokio::select! {
-                _ = interrupt.recv() => {}
-                _ = terminate.recv() => {}
-            }
-            seen += 1;
-            if seen > 1 {
-                std::process::exit(130);
-            }
-            eprintln!("stillframe: cancelling; once more to stop at once");
-            job.cancel();
+        tokio::select! {
+            _ = interrupt.recv() => {}
+            _ = terminate.recv() => {}
         }
+        eprintln!("stillframe: cancelling; once more to stop at once");
+        job.cancel();
+        // timeout(1) and some shells signal both the process and its group: that is one wish.
+        tokio::time::sleep(SAME_WISH).await;
+        asked().await;
+        std::process::exit(130);
     });
+}
+
+/// Waits for a SIGINT or SIGTERM that comes from now on.
+pub async fn asked() {
+    match (signal(SignalKind::interrupt()), signal(SignalKind::terminate())) {
+        (Ok(mut interrupt), Ok(mut terminate)) => tokio::select! {
+            _ = interrupt.recv() => {}
+            _ = terminate.recv() => {}
+        },
+        // Then they end the process by themselves.
+        _ => std::future::pending().await,
+    }
 }

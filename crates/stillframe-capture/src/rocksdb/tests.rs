@@ -1,5 +1,6 @@
 //! Captures of databases that nobody writes to: what is taken, what is left, what is refused.
 
+use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
 
 use super::log_format::writer::{append, append_physical};
@@ -7,7 +8,7 @@ use super::options_file::OptionsFile;
 use super::sabotage::Sabotage;
 use super::test_database::{TestDatabase, names};
 use super::{recognise, rewrite_wal_dir, validate};
-use crate::test_support::inventory;
+use crate::test_support::{Surroundings, inventory};
 use crate::{CaptureError, CaptureOptions, Role};
 
 fn flag(error: &CaptureError) -> &'static str {
@@ -83,6 +84,18 @@ fn an_image_holds_what_is_live_and_nothing_else_and_the_source_stays_as_it_was()
     assert_eq!(names(&target).len(), expected.len() + 1, "and snapshot.json");
     assert_eq!(std::fs::read(target.join("MANIFEST-000005")).unwrap(), database.read("MANIFEST-000005"));
     assert_eq!(names(database.root.path()), ["db", "image"]);
+    let shared = |dir: &std::path::Path| {
+        let links = |name: &String| std::fs::metadata(dir.join(name)).unwrap().nlink();
+        names(dir).iter().filter(|name| links(name) > 1).count()
+    };
+    assert!(shared(&target) > 0);
+
+    let copied = database.root.path().join("copied");
+    let image = database.capture().unwrap();
+    Surroundings::default().with(|context| image.keep_copy(&copied, context)).unwrap();
+    assert_eq!(shared(&copied), 0);
+    assert_eq!(names(&copied), names(&target));
+    assert_eq!(names(database.root.path()), ["copied", "db", "image"]);
 }
 
 fn blob(size: usize) -> Vec<u8> {

@@ -1,16 +1,15 @@
 //! `image create` and `image validate`.
 
+use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::time::Duration;
 
 use serde_json::json;
-use stillframe_capture::{
-    CaptureOptions, Engine, SNAPSHOT_FILE, Snapshot, SnapshotFile, Source, detect, validate,
-};
-use stillframe_engine::create_image;
+use stillframe_capture::{Engine, SNAPSHOT_FILE, Snapshot, SnapshotFile, Source, detect, validate};
+use stillframe_engine::{ImageOptions, create_image};
 use stillframe_jobs::Phase;
 
-use crate::cli::{CaptureArgs, ImageCommand};
+use crate::cli::ImageCommand;
 use crate::commands::parse_source;
 use crate::failure::{Failure, Kind};
 use crate::session::{Session, full_share};
@@ -19,18 +18,20 @@ use crate::sizes::{bytes, span};
 /// Runs either.
 pub async fn run(session: &Session, command: &ImageCommand) -> Result<(), Failure> {
     match command {
-        ImageCommand::Create { source, to, capture } => create(session, source, to, capture).await,
+        ImageCommand::Create { source, to, copy, capture } => {
+            let options = ImageOptions { capture: capture.into(), reserve: capture.reserve(), copy: *copy };
+            create(session, source, to, &options).await
+        }
         ImageCommand::Validate { dir, engine } => check(session, dir, engine.as_deref()),
     }
 }
 
-async fn create(session: &Session, source: &str, to: &Path, args: &CaptureArgs) -> Result<(), Failure> {
-    let (options, reserve) = (CaptureOptions::from(args), args.reserve());
+async fn create(session: &Session, source: &str, to: &Path, options: &ImageOptions) -> Result<(), Failure> {
     let source = parse_source(source)?;
     let phases = [Phase::Capturing, Phase::Sealing];
     let snapshot = session
         .run_job("image", &source.to_string(), &phases, full_share(), async |job, surroundings| {
-            let snapshot = create_image(&source, to, &options, reserve, job, surroundings).await?;
+            let snapshot = create_image(&source, to, options, job, surroundings).await?;
             let outcome = json!({ "to": to, "window_us": snapshot.window_us, "attempts": snapshot.attempts });
             Ok((snapshot, outcome))
         })
@@ -45,6 +46,14 @@ async fn create(session: &Session, source: &str, to: &Path, args: &CaptureArgs) 
         bytes(total),
         span(Duration::from_micros(snapshot.window_us)),
     ));
+    let shared = |file: &SnapshotFile| {
+        std::fs::metadata(file.path.below(to)).is_ok_and(|meta| meta.is_file() && meta.nlink() > 1)
+    };
+    if snapshot.files.iter().any(shared) {
+        session.console.line(
+            "its tables are hard links to the live ones: do not change owner, mode or bytes of its files (--copy makes others)",
+        );
+    }
     for directory in &snapshot.directories {
         let of_it = |file: &&SnapshotFile| file.directory == directory.name;
         let below = |file: &SnapshotFile| file.path.as_path().starts_with(&directory.name);

@@ -208,11 +208,17 @@ impl Stage {
         })
     }
 
-    /// kill -9, then removes the live data. Returns what each writer was told is committed.
-    pub async fn kill_writers_and_destroy(&mut self) -> Result<[u64; 2], Failure> {
+    /// kill -9.
+    pub async fn kill_writers(&mut self) -> Result<(), Failure> {
         for mut writer in self.writers.drain(..) {
             writer.kill().await.map_err(failed("kill a writer"))?;
         }
+        Ok(())
+    }
+
+    /// kill -9, then removes the live data. Returns what each writer was told is committed.
+    pub async fn kill_writers_and_destroy(&mut self) -> Result<[u64; 2], Failure> {
+        self.kill_writers().await?;
         let done = self.ledgers()?;
         std::fs::remove_dir_all(self.root.join("data")).map_err(failed("remove the databases"))?;
         Ok([done.fjall.batches.acked, done.sqlite.acked])
