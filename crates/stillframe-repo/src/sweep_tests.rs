@@ -9,8 +9,8 @@ use std::sync::{Arc, Mutex};
 
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
-use stillframe_storage::object_store::ObjectStore;
 use stillframe_storage::object_store::memory::InMemory;
+use stillframe_storage::object_store::{ObjectStore, ObjectStoreExt};
 
 use crate::envelope::{Header, ObjectKey, TAG_LEN, frame};
 use crate::index::read_pack_table;
@@ -119,7 +119,12 @@ impl Sweeper {
 
     /// Steps 3 to 5.
     async fn delete(&self, sweep: Sweep) -> Result<()> {
-        let io = self.repository.io();
+        self.rescue(&sweep).await?;
+        self.remove(sweep).await
+    }
+
+    /// Step 3.
+    async fn rescue(&self, sweep: &Sweep) -> Result<()> {
         let live = self.live().await?;
         let tables = self.tables().await?;
         let outside: HashSet<ChunkId> = tables
@@ -138,6 +143,12 @@ impl Sweeper {
             let table = self.copy(&to_copy).await?;
             self.repository.index().publish(vec![table]).await?;
         }
+        Ok(())
+    }
+
+    /// Steps 4 and 5.
+    async fn remove(&self, sweep: Sweep) -> Result<()> {
+        let io = self.repository.io();
         for pack in &sweep.condemned {
             io.delete(ObjectName::new(Kind::Pack, *pack)).await?;
         }
@@ -266,6 +277,72 @@ async fn packs_marked_between_two_steps_of_a_writer_are_uploaded_again() {
     scene.sweeper.delete(marked).await.unwrap();
     assert_eq!(read(&scene.repository, written.manifest.id).await.unwrap(), scene.content);
     assert_eq!(assert_all_whole(scene.inner).await, ["second"]);
+}
+
+/// The writer lists the marks and then the packs. The other way round, this sweep would show in neither list.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_sweep_that_ends_between_a_writers_two_lists_is_noticed() {
+    let (scene, first) = scene(false).await;
+    forget(&scene.repository, first).await.unwrap();
+    let judged = Arc::new(Mutex::new(None));
+    let (sweeper, slot) = (Arc::clone(&scene.sweeper), Arc::clone(&judged));
+    // It has looked at all manifests before the writer's is there…
+    let judge = once("put", "manifests/", move || {
+        let (sweeper, slot) = (Arc::clone(&sweeper), Arc::clone(&slot));
+        Box::pin(async move {
+            let sweep = sweeper.mark().await.unwrap().unwrap();
+            sweeper.rescue(&sweep).await.unwrap();
+            *slot.lock().unwrap() = Some(sweep);
+        })
+    });
+    // …and removes packs and mark when the writer is about to list the marks.
+    let sweeper = Arc::clone(&scene.sweeper);
+    scene.store.before_each(Arc::new(move |verb, path| {
+        let lists_marks = verb == "list" && path.starts_with("marks");
+        let judged = if lists_marks { judged.lock().unwrap().take() } else { None };
+        match judged {
+            Some(sweep) => {
+                let sweeper = Arc::clone(&sweeper);
+                Box::pin(async move { sweeper.remove(sweep).await.unwrap() })
+            }
+            None => judge(verb, path),
+        }
+    }));
+    let written = write(&scene.repository, "second", &scene.content).await.unwrap();
+    assert_eq!(read(&scene.repository, written.manifest.id).await.unwrap(), scene.content);
+    assert_eq!(assert_all_whole(scene.inner).await, ["second"]);
+    assert_eq!(written.rounds, 2);
+}
+
+/// A run that is killed between the seal and the removal of its note leaves both.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_note_of_a_sealed_backup_costs_nothing_but_the_note() {
+    let (scene, first) = scene(false).await;
+    drop(crate::claim::Claim::new(scene.repository.cache_dir(), first));
+    scene.repository.remove_leftovers().await.unwrap();
+    assert_eq!(read(&scene.repository, first).await.unwrap(), scene.content);
+    assert!(crate::claim::Claim::of_the_dead(scene.repository.cache_dir()).is_empty());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_store_that_gives_back_other_bytes_of_a_manifest_fails_the_write() {
+    let (scene, _) = scene(false).await;
+    let inner = scene.inner.clone();
+    scene.store.before_each(once("put", "sealed/", move || {
+        let inner = inner.clone();
+        Box::pin(async move {
+            let manifests: Vec<_> =
+                futures::TryStreamExt::try_collect(inner.list(Some(&"manifests".into()))).await.unwrap();
+            for manifest in manifests {
+                let mut bytes = inner.get(&manifest.location).await.unwrap().bytes().await.unwrap().to_vec();
+                let last = bytes.len() - 1;
+                bytes[last] ^= 1;
+                inner.put(&manifest.location, bytes.into()).await.unwrap();
+            }
+        })
+    }));
+    let refused = write(&scene.repository, "second", &scene.content).await.unwrap_err();
+    assert!(matches!(refused, Error::Damaged { .. }), "{refused}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
