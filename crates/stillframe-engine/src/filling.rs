@@ -176,7 +176,14 @@ impl Destination {
             return Ok(Arc::clone(file));
         }
         let file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&self.place);
-        let file = Arc::new(file.map_err(EngineError::io("create", &self.place))?);
+        let file = file.map_err(|error| match error.kind() {
+            std::io::ErrorKind::AlreadyExists => EngineError::Usage(format!(
+                "two files of the backup would come to the place of {}; if that is because of --map, choose other names",
+                self.entry.display_path()
+            )),
+            _ => EngineError::io("create", &self.place)(error),
+        });
+        let file = Arc::new(file?);
         *slot = Some(Arc::clone(&file));
         Ok(file)
     }

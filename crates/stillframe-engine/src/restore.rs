@@ -1,6 +1,6 @@
 //! `restore`: one backup → a directory that appears whole or not at all.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{DirBuilder, File};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt};
@@ -87,7 +87,9 @@ pub async fn restore(
     let staging = StagingDir::create(parent, &(surroundings.random_name)())
         .map_err(EngineError::io("make a staging directory in", parent))?;
     job.enter(Phase::Transferring)?;
-    let outcome = restore_chosen(repo, &chosen, options, staging.path(), &target, job, surroundings).await?;
+    let (staged, alone) = (staging.path(), chosen.len() == 1);
+    let into = Into { repo, staging: staged, target: &target, options, alone, purpose: Purpose::Keep };
+    let outcome = restore_chosen(&into, &chosen, job, surroundings).await?;
     job.enter(Phase::Sealing)?;
     let sealed = tokio::task::spawn_blocking(move || -> Result<(), EngineError> {
         sync_filesystem(staging.path()).map_err(EngineError::io("make durable", staging.path()))?;
@@ -111,25 +113,77 @@ pub(crate) async fn restore_into(
     surroundings: &Surroundings,
 ) -> Result<RestoreOutcome, EngineError> {
     let chosen = choose(manifest, options)?;
-    restore_chosen(repo, &chosen, options, dir, dir, job, surroundings).await
+    let into =
+        Into { repo, staging: dir, target: dir, options, alone: chosen.len() == 1, purpose: Purpose::Look };
+    restore_chosen(&into, &chosen, job, surroundings).await
 }
 
 async fn restore_chosen(
-    repo: &Repository,
+    into: &Into<'_>,
     chosen: &[&SourceManifest],
-    options: &RestoreOptions,
-    staging: &Path,
-    target: &Path,
     job: &Job,
     surroundings: &Surroundings,
 ) -> Result<RestoreOutcome, EngineError> {
     let mut outcome = RestoreOutcome::default();
     let meter = Meter::new(chosen, job, surroundings);
-    let into = Into { repo, staging, target, options, alone: chosen.len() == 1 };
+    // Everything has its place before the first file is written.
+    let mut placed = Vec::new();
     for source in chosen {
-        restore_source(&into, source, &meter, &mut outcome).await?;
+        let description = into.repo.read_content(source.snapshot, MAX_DESCRIPTION).await?;
+        let snapshot: Snapshot = serde_json::from_slice(&description).map_err(|error| {
+            EngineError::Unsound(format!("{SNAPSHOT_FILE} of {} cannot be read: {error}", source.name))
+        })?;
+        let layout = lay_out(into, source, &snapshot)?;
+        placed.push((*source, snapshot, layout));
+    }
+    if into.purpose == Purpose::Keep {
+        refuse_unknown_names(into, &placed)?;
+    }
+    refuse_collisions(&placed)?;
+    for (source, snapshot, layout) in &placed {
+        restore_source(into, source, snapshot, layout, &meter, &mut outcome).await?;
     }
     Ok(outcome)
+}
+
+type Placed<'a> = (&'a SourceManifest, Snapshot, Layout);
+
+/// A name in the map that means nothing is a mistake.
+fn refuse_unknown_names(into: &Into<'_>, placed: &[Placed<'_>]) -> Result<(), EngineError> {
+    let sources = placed.iter().filter(|_| !into.alone).map(|(source, ..)| source.name.as_str());
+    let directories = placed.iter().flat_map(|(_, _, layout)| layout.named.keys().map(String::as_str));
+    let known: BTreeSet<&str> = sources.chain(directories).collect();
+    let Some(unknown) = into.options.map.keys().find(|old| !known.contains(old.as_str())) else {
+        return Ok(());
+    };
+    let names = if known.is_empty() { "none".to_owned() } else { Vec::from_iter(known).join(", ") };
+    Err(EngineError::Usage(format!(
+        "--map: there is no {unknown:?} in the backup; what can be mapped: {names}"
+    )))
+}
+
+fn refuse_collisions(placed: &[Placed<'_>]) -> Result<(), EngineError> {
+    let mut taken: Vec<&Path> = Vec::new();
+    for (source, _, layout) in placed {
+        if taken.iter().any(|other| other.starts_with(&layout.base) || layout.base.starts_with(other)) {
+            let (name, place) = (&source.name, layout.base.display());
+            return Err(EngineError::Usage(format!(
+                "--map: {name} would be mixed with another source in {place}"
+            )));
+        }
+        taken.push(&layout.base);
+        let mut places: Vec<&PathBuf> =
+            layout.named.values().filter(|place| !place.as_os_str().is_empty()).collect();
+        places.sort_unstable();
+        if let Some(twice) = places.array_windows().find(|[a, b]| a == b).map(|[a, _]| a) {
+            return Err(EngineError::Usage(format!(
+                "--map: two directories of {} would come to be {}",
+                source.name,
+                twice.display()
+            )));
+        }
+    }
+    Ok(())
 }
 
 /// Where the target is, links resolved. It must be absent or an empty directory, and a rename must be able to put it there.
@@ -204,30 +258,37 @@ struct Into<'a> {
     staging: &'a Path,
     target: &'a Path,
     options: &'a RestoreOptions,
+    /// One source: the target itself is its directory.
     alone: bool,
+    purpose: Purpose,
+}
+
+/// What a restore is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Purpose {
+    Keep,
+    /// To be checked and removed. Names are mapped that the backup need not have.
+    Look,
 }
 
 async fn restore_source(
     into: &Into<'_>,
     source: &SourceManifest,
+    snapshot: &Snapshot,
+    layout: &Layout,
     meter: &Meter<'_>,
     outcome: &mut RestoreOutcome,
 ) -> Result<(), EngineError> {
-    let description = into.repo.read_content(source.snapshot, MAX_DESCRIPTION).await?;
-    let snapshot: Snapshot = serde_json::from_slice(&description).map_err(|error| {
-        EngineError::Unsound(format!("{SNAPSHOT_FILE} of {} cannot be read: {error}", source.name))
-    })?;
-    let layout = lay_out(into, source, &snapshot)?;
     let staged = into.staging.join(&layout.base);
     DirBuilder::new()
         .recursive(true)
         .mode(0o700)
         .create(&staged)
         .map_err(EngineError::io("create", &staged))?;
-    let unfinished = write_files(into, source, &snapshot, &layout, meter, outcome).await?;
+    let unfinished = write_files(into, source, snapshot, layout, meter, outcome).await?;
     failpoint("restore::written");
-    adapt_options(into, &snapshot, &layout, outcome)?;
-    unfinished.finish(&snapshot, &staged)
+    adapt_options(into, snapshot, layout, outcome)?;
+    unfinished.finish(snapshot, &staged)
 }
 
 fn lay_out(into: &Into<'_>, source: &SourceManifest, snapshot: &Snapshot) -> Result<Layout, EngineError> {
@@ -243,18 +304,6 @@ fn lay_out(into: &Into<'_>, source: &SourceManifest, snapshot: &Snapshot) -> Res
         let new = mapped(&directory.name);
         let place = if new == "." { PathBuf::new() } else { checked(&new)? };
         named.insert(directory.name.clone(), place);
-    }
-    let known = |old: &String| named.contains_key(old) || (!into.alone && *old == source.name);
-    // With several sources another one may have it; a look at a backup maps what may be there.
-    if into.alone
-        && into.staging != into.target
-        && let Some(unknown) = into.options.map.keys().find(|old| !known(old))
-    {
-        let names: Vec<&str> = named.keys().map(String::as_str).collect();
-        let names = if names.is_empty() { "none".to_owned() } else { names.join(", ") };
-        return Err(EngineError::Usage(format!(
-            "--map: there is no directory {unknown:?}; named directories: {names}"
-        )));
     }
     Ok(Layout { base, named })
 }

@@ -186,7 +186,7 @@ pub struct Restore {
     /// Only this source of the backup
     #[arg(long, value_name = "NAME")]
     pub source: Option<String>,
-    /// Bring a source or a named directory (wal_dir, db_path-1, …) back under another name; `.` is the main directory
+    /// Bring a source or a named directory (wal_dir, db_path-1, …) back under another name; as NEW, `.` is the main directory
     #[arg(long = "map", value_name = "OLD=NEW", value_parser = parse_map)]
     pub map: Vec<(String, String)>,
 }

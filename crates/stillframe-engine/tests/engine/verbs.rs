@@ -356,3 +356,43 @@ async fn a_source_or_directory_that_is_not_there_is_named_with_those_that_are() 
     assert!(error.to_string().contains("wal_dir"), "{error}");
     assert!(!house.out("t").exists());
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn sources_come_back_under_the_names_that_the_map_gives_and_no_others() {
+    let house = House::new().await;
+    let (one, two) = (house.data("one"), house.data("two"));
+    write_files(&one, 2, 1000, 1, 1.0).unwrap();
+    write_files(&two, 3, 1000, 2, 1.0).unwrap();
+    let sources = [&one, &two].map(|dir| format!("files:{}", dir.display()));
+    let id = house.back_up(&[&sources[0], &sources[1]]).await.unwrap().id;
+    let restored = async |name: &str, map: &[(&str, &str)]| {
+        let map = map.iter().map(|(old, new)| ((*old).to_owned(), (*new).to_owned())).collect();
+        let options = RestoreOptions { target: house.out(name), source: None, map };
+        restore(&house.repo, id, &options, &house.job(), &house.surroundings).await
+    };
+    restored("renamed", &[("one", "first/part"), ("two", "second")]).await.unwrap();
+    for (original, place) in [(&one, "first/part"), (&two, "second")] {
+        let entries = |dir: &Path| {
+            let names = std::fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().file_name());
+            names.collect::<std::collections::BTreeSet<_>>()
+        };
+        assert_eq!(entries(&house.out("renamed").join(place)), entries(original), "{place}");
+    }
+    assert!(!house.out("renamed").join("one").exists());
+
+    for wrong in [
+        &[("typo", "x")][..],
+        &[("one", "two")],
+        &[("one", "two/inside")],
+        &[("one", "../outside")],
+        &[("one/wal_dir", "logs")],
+    ] {
+        let error = restored("refused", wrong).await.unwrap_err();
+        assert!(
+            matches!(error, EngineError::Usage(_)) && error.to_string().contains("--map"),
+            "{wrong:?}: {error}"
+        );
+        assert!(!house.out("refused").exists());
+    }
+    assert_eq!(house.left_behind(), Vec::<std::path::PathBuf>::new());
+}

@@ -1,24 +1,28 @@
 //! `restore`.
 
+use std::collections::BTreeMap;
+
 use serde_json::json;
 use stillframe_engine::restore::{RestoreOptions, restore};
 use stillframe_jobs::Phase;
 
 use crate::cli::Restore;
-use crate::failure::Failure;
+use crate::failure::{Failure, Kind};
 use crate::repository::open_repository;
 use crate::session::{Session, full_share};
 use crate::sizes::{bytes, span};
 
 /// Brings one backup back.
 pub async fn run(session: &Session, args: &Restore) -> Result<(), Failure> {
+    let mut map = BTreeMap::new();
+    for (old, new) in &args.map {
+        if map.insert(old.clone(), new.clone()).is_some() {
+            return Err(Failure::new(Kind::Usage, format!("--map: {old} is given twice")));
+        }
+    }
     let repo = open_repository(&args.repo).await?;
     let backup = repo.resolve(&args.backup).await?;
-    let options = RestoreOptions {
-        target: args.to.clone(),
-        source: args.source.clone(),
-        map: args.map.iter().cloned().collect(),
-    };
+    let options = RestoreOptions { target: args.to.clone(), source: args.source.clone(), map };
     let began = session.clock.monotonic();
     let subject = format!("{backup} to {}", args.to.display());
     let phases = [Phase::Transferring, Phase::Sealing];
