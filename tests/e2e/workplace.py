@@ -78,9 +78,10 @@ class Workplace:
             lost.rmdir()
         return place
 
-    def mount_tmpfs(self, name, mebibytes):
+    def mount_tmpfs(self, name, mebibytes, files=0):
+        """With room for that many files and directories; 0: for any number."""
         place = self.dir(name)
-        call("mount", "-t", "tmpfs", "-o", f"size={mebibytes}m,mode=755", "tmpfs", place)
+        call("mount", "-t", "tmpfs", "-o", f"size={mebibytes}m,nr_inodes={files},mode=755", "tmpfs", place)
         self.mounts.append(place)
         return place
 

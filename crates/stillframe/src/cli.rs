@@ -117,7 +117,7 @@ pub struct CaptureArgs {
     /// SQLite in WAL mode: give up when the WAL has grown to this size
     #[arg(long, value_name = "SIZE", default_value = "4GiB")]
     pub sqlite_wal_cap: Size,
-    /// Capture a SQLite WAL database also as a user that is neither its owner nor root
+    /// SQLite: capture also as a user that is neither its owner nor root, or a file that has several names
     #[arg(long)]
     pub force: bool,
 }

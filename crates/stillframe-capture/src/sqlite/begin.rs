@@ -14,7 +14,7 @@ use crate::staging::Staging;
 use crate::{CaptureError, CaptureOptions, Context, Event, Source};
 
 use super::closed_copy::copy_closed;
-use super::error::{Answer, failed, locked, sort};
+use super::error::{Answer, failed, hot_journal, locked, sort};
 use super::header::Header;
 use super::lock_watch::LockWatch;
 use super::open_databases::{OpenDatabase, OpenDatabases};
@@ -23,6 +23,8 @@ use super::{Reader, State, Transaction, beside};
 
 /// How long SQLite waits by itself before cancellation is looked at.
 const BUSY_SLICE: Duration = Duration::from_millis(100);
+/// Another writer rolls a dead one's transaction back at once, if there is another.
+const ROLLBACK_PATIENCE: Duration = Duration::from_secs(1);
 /// How much of a rollback-mode database is read ahead of its lock.
 const WARM: u64 = 8 << 30;
 
@@ -42,6 +44,16 @@ pub(crate) fn begin(
             path,
             engine: "sqlite",
             reason: "it is not a regular file; name the database file itself".to_owned(),
+        });
+    }
+    if stat.nlink() > 1 && !options.force {
+        return Err(CaptureError::Refused {
+            path,
+            what: format!(
+                "the file has {} names (hard links), and SQLite keeps its log beside the name that the application \
+                 uses; name that one, and use --force to say so",
+                stat.nlink()
+            ),
         });
     }
     warn_of_network(&path, context);
@@ -91,6 +103,7 @@ fn start(
 ) -> Result<(), CaptureError> {
     let path = transaction.path.clone();
     let give_up = context.clock.monotonic() + patience;
+    let rolled_back = context.clock.monotonic() + ROLLBACK_PATIENCE;
     let bytes = File::open(&path).map_err(CaptureError::io("open", &path))?;
     loop {
         if context.cancel.is_cancelled() {
@@ -123,11 +136,20 @@ fn start(
             Err(error) => match sort(&path, error) {
                 Answer::Error(error) => return Err(error),
                 Answer::Busy if context.clock.monotonic() >= give_up => return Err(locked(&path)),
-                Answer::Busy => {
+                Answer::HotJournal if context.clock.monotonic() >= give_up.min(rolled_back) => {
+                    return Err(hot_journal(&path));
+                }
+                answer @ (Answer::Busy | Answer::HotJournal) => {
                     transaction.attempts += 1;
+                    let what = if matches!(answer, Answer::Busy) {
+                        "a writer held the database"
+                    } else {
+                        std::thread::sleep(BUSY_SLICE);
+                        "a writer had died in a transaction"
+                    };
                     (context.events)(Event::Moved {
                         attempt: transaction.attempts - 1,
-                        what: "a writer held the database".to_owned(),
+                        what: what.to_owned(),
                     });
                 }
                 Answer::NotWritable => {

@@ -17,6 +17,8 @@ pub(super) enum Answer {
     Busy,
     /// The log cannot be used where it is, because nothing can be written there.
     NotWritable,
+    /// A writer died in a transaction. Another one, if there is one, rolls it back with its next access.
+    HotJournal,
     /// Nothing to be done here.
     Error(CaptureError),
 }
@@ -28,12 +30,7 @@ pub(super) fn sort(path: &Path, error: rusqlite::Error) -> Answer {
         (ErrorCode::DatabaseBusy | ErrorCode::DatabaseLocked | ErrorCode::FileLockingProtocolFailed, _) => {
             Answer::Busy
         }
-        (_, SQLITE_READONLY_ROLLBACK) => Answer::Error(CaptureError::RecoveryNeeded {
-            path: path.to_owned(),
-            what: "a writer died in the middle of a transaction and left a hot journal; start and stop the \
-                   application once, it rolls the transaction back"
-                .to_owned(),
-        }),
+        (_, SQLITE_READONLY_ROLLBACK) => Answer::HotJournal,
         (
             _,
             SQLITE_READONLY_CANTINIT
@@ -71,9 +68,20 @@ pub(super) fn failed(path: &Path) -> impl FnOnce(rusqlite::Error) -> CaptureErro
     move |error| match sort(path, error) {
         Answer::Error(error) => error,
         Answer::Busy => locked(path),
+        Answer::HotJournal => hot_journal(path),
         Answer::NotWritable => {
             CaptureError::Permission { action: "open", path: path.to_owned(), hint: String::new() }
         }
+    }
+}
+
+/// Only the application may roll back.
+pub(super) fn hot_journal(path: &Path) -> CaptureError {
+    CaptureError::RecoveryNeeded {
+        path: path.to_owned(),
+        what: "a writer died in the middle of a transaction and left a hot journal; start and stop the application \
+               once, it rolls the transaction back"
+            .to_owned(),
     }
 }
 

@@ -493,6 +493,19 @@ fn a_cancelled_copy_leaves_nothing_and_no_lock() {
 }
 
 #[test]
+fn a_second_name_of_a_database_is_refused_unless_it_is_said_to_be_the_right_one() {
+    let dir = tempfile::tempdir().unwrap();
+    let (db, alias) = (dir.path().join("db"), dir.path().join("alias"));
+    drop(make(&db, "wal", 4096));
+    std::fs::hard_link(&db, &alias).unwrap();
+    match capture(&alias) {
+        Err(CaptureError::Refused { what, .. }) => assert!(what.contains("--force"), "{what}"),
+        other => panic!("{other:?}"),
+    }
+    capture_with(&db, &CaptureOptions { force: true, ..CaptureOptions::default() }).unwrap();
+}
+
+#[test]
 fn a_hot_journal_is_left_for_its_application() {
     let test = "sqlite::live_tests::a_hot_journal_is_left_for_its_application";
     if let Some(dir) = child_argument() {
