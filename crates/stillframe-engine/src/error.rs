@@ -43,7 +43,7 @@ pub enum EngineError {
     },
     /// The target's disk is too small.
     #[error(
-        "{needed} bytes are to be restored, and the disk of {path} has {available} free; nothing was written"
+        "no space: {needed} bytes are to be restored, and the disk of {path} has {available} free; nothing was written"
     )]
     TooLarge {
         /// Something on the file system.
