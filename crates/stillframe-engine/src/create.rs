@@ -15,7 +15,7 @@ use stillframe_jobs::{Job, Phase, Progress, State};
 use stillframe_repo::{
     BackupId, ChunkRef, ContentRef, ContentWriter, FileEntry, FileKind as EntryKind, FileListWriter,
     ManifestDraft, Repository, SourceForm, SourceManifest, Statistics, WriteEvent, WriteOptions,
-    WriteSession,
+    WriteSession, check_labels,
 };
 use stillframe_storage::{BandwidthLimit, RelativePath, since_1970};
 use tokio_util::sync::CancellationToken;
@@ -148,6 +148,7 @@ async fn capture_while<E: From<EngineError>>(
     job: &Job,
     surroundings: &Surroundings,
 ) -> Result<(Repository, Vec<Arc<Image>>), E> {
+    check_labels(options.name.as_deref(), &options.tags).map_err(EngineError::from)?;
     job.enter(Phase::Capturing).map_err(EngineError::from)?;
     let opening = async {
         let opened = opening.await;

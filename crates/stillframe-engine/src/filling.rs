@@ -6,7 +6,6 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use jiff::Timestamp;
 use stillframe_repo::{ChunkReader, ChunkRef, ContentRef, FileEntry, Repository};
 use stillframe_storage::{Attributes, failpoint};
 use tokio::task::JoinSet;
@@ -191,9 +190,9 @@ impl Destination {
 
 /// Gives a file or directory what its entry says.
 pub(crate) fn apply(file: &File, place: &Path, entry: &FileEntry) -> Result<(), EngineError> {
-    let nanoseconds = i32::try_from(entry.mtime_nanos).unwrap_or(0);
-    let modified = Timestamp::new(entry.mtime, nanoseconds)
-        .map_err(|error| EngineError::Unsound(format!("{}: {error}", entry.display_path())))?;
+    let modified = entry.modified().ok_or_else(|| {
+        EngineError::Unsound(format!("{}: its time of modification does not exist", entry.display_path()))
+    })?;
     let attributes = Attributes { mode: entry.mode, uid: entry.uid, gid: entry.gid, modified };
     attributes.apply(file).map_err(EngineError::io("set mode, owner and time of", place))
 }

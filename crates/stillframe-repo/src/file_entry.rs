@@ -56,6 +56,11 @@ pub struct FileEntry {
 }
 
 impl FileEntry {
+    /// When it was modified last. `None`: no time that there is.
+    pub fn modified(&self) -> Option<jiff::Timestamp> {
+        jiff::Timestamp::new(self.mtime, i32::try_from(self.mtime_nanos).ok()?).ok()
+    }
+
     /// The size of a file; 0 for directories and links.
     pub fn size(&self) -> u64 {
         match &self.kind {

@@ -85,7 +85,7 @@ pub use object_check::{ObjectFinding, ObjectReport, check_objects};
 pub use repository::{Backups, Encryption, InitOptions, KeyInfo, Repository, RepositoryInfo, Unlock};
 pub use session::WriteSession;
 pub use verify::{Finding, VerifyLevel, VerifyOptions, VerifyProgress, VerifyReport};
-pub use write::{WriteEvent, WriteOptions, Written};
+pub use write::{WriteEvent, WriteOptions, Written, check_labels};
 
 #[cfg(test)]
 extern crate self as stillframe_repo;

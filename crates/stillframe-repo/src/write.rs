@@ -39,6 +39,9 @@ pub struct WriteOptions {
     pub events: Option<Arc<dyn Fn(WriteEvent) + Send + Sync>>,
 }
 
+/// Of names and tags, in bytes.
+const MAX_LABEL_LEN: usize = 256;
+
 impl WriteOptions {
     /// No base, level 1, no limits, no listener.
     pub fn new(clock: Arc<dyn Clock>) -> Self {
@@ -378,14 +381,32 @@ struct StoredManifest {
     hash: blake3::Hash,
 }
 
-fn check_draft(draft: &ManifestDraft) -> Result<()> {
-    if let Some(name) = &draft.name
-        && (name.is_empty() || name == "latest" || name.parse::<BackupId>().is_ok())
-    {
-        return Err(Error::Invalid(format!(
-            "{name:?} cannot be a backup's name: it would mean something else"
-        )));
+/// Refuses names and tags of backups that would mean something else, or that no list could show.
+pub fn check_labels(name: Option<&str>, tags: &[String]) -> Result<()> {
+    let is_plain = |label: &str| {
+        !label.is_empty() && label.len() <= MAX_LABEL_LEN && !label.chars().any(char::is_control)
+    };
+    if let Some(name) = name {
+        if !is_plain(name) {
+            let why = "a name is 1 to 256 bytes without control characters";
+            return Err(Error::Invalid(format!("{name:?} cannot be a backup's name: {why}")));
+        }
+        if name == "latest" || name.parse::<BackupId>().is_ok() {
+            return Err(Error::Invalid(format!(
+                "{name:?} cannot be a backup's name: it means something else"
+            )));
+        }
     }
+    match tags.iter().find(|tag| !is_plain(tag)) {
+        Some(tag) => {
+            Err(Error::Invalid(format!("{tag:?} cannot be a tag: 1 to 256 bytes without control characters")))
+        }
+        None => Ok(()),
+    }
+}
+
+fn check_draft(draft: &ManifestDraft) -> Result<()> {
+    check_labels(draft.name.as_deref(), &draft.tags)?;
     let mut names = HashSet::new();
     for source in &draft.sources {
         if !names.insert(&source.name) {

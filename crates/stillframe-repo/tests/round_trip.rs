@@ -274,7 +274,7 @@ async fn a_backup_is_found_by_latest_by_name_and_by_the_beginning_of_its_id() {
     let cafe = a.to_string()[..4].to_owned();
     let d = write(&repository, &cafe, &content).await.unwrap().manifest.id;
     assert_eq!(repository.resolve(&cafe).await.unwrap(), d);
-    for taken in ["latest", "", &a.to_string()] {
+    for taken in ["latest", "", &a.to_string(), "two\nlines", "\x1b[2J", &"x".repeat(257)] {
         let refused = write(&repository, taken, &content).await.unwrap_err();
         assert!(matches!(refused, Error::Invalid(_)), "{taken:?}: {refused}");
     }

@@ -9,7 +9,7 @@ use crate::sizes::{Reserve, Size};
 
 /// Hot backup of live databases (RocksDB, LevelDB, fjall, SQLite), encrypted, verified, without chains.
 #[derive(Debug, Parser)]
-#[command(name = "stillframe", version, propagate_version = true, disable_help_subcommand = true)]
+#[command(name = "stillframe", version, propagate_version = true)]
 #[command(after_help = "\
 Examples:
   stillframe repo init /backups/node
@@ -27,7 +27,7 @@ pub struct Cli {
     /// Print one JSON object per line on standard output instead of text (docs/json.md)
     #[arg(long, global = true)]
     pub json: bool,
-    /// Say nothing but errors
+    /// Say nothing but what was asked for, warnings and errors
     #[arg(short, long, global = true)]
     pub quiet: bool,
     /// What to do.

@@ -23,7 +23,10 @@ use crate::failure::{Failure, Kind};
 use crate::session::Session;
 
 fn main() -> ExitCode {
-    let cli = Cli::parse();
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => return refuse(&error),
+    };
     let filter = EnvFilter::try_from_env("STILLFRAME_LOG").unwrap_or_else(|_| EnvFilter::new("error"));
     tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
     raise_descriptor_limit();
@@ -42,6 +45,20 @@ fn main() -> ExitCode {
             ExitCode::from(failure.kind.exit_code())
         }
     }
+}
+
+/// Help and version are what was asked for; everything else is a mistake, which machines are told of, too.
+fn refuse(error: &clap::Error) -> ExitCode {
+    if error.use_stderr() && std::env::args_os().any(|word| word == "--json") {
+        let message = error.render().to_string();
+        println!(
+            "{}",
+            serde_json::json!({ "type": "error", "kind": Kind::Usage.word(), "message": message.trim() })
+        );
+    }
+    // Nobody is left to be told when this fails.
+    let _ = error.print();
+    if error.use_stderr() { ExitCode::from(Kind::Usage.exit_code()) } else { ExitCode::SUCCESS }
 }
 
 async fn run(session: &Session, command: &Command) -> Result<(), Failure> {

@@ -80,7 +80,7 @@ async fn list_files(session: &Session, repo: &Repository, source: &SourceManifes
             "file",
             json!({ "source": source.name, "directory": entry.directory, "path": entry.path, "kind": kind,
                 "role": entry.role, "size": entry.size(), "mode": entry.mode, "uid": entry.uid, "gid": entry.gid,
-                "mtime": entry.mtime }),
+                "mtime": entry.modified().map(|time| time.to_string()) }),
         );
     }
     Ok(())

@@ -1,0 +1,142 @@
+//! What `--json` prints is what `docs/json.md` says: the page is read, the program is run, and types and fields are compared.
+
+#![allow(clippy::unwrap_used, reason = "a test stops at what it did not expect")]
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use serde_json::Value;
+
+/// Those that a short run on a quiet machine need not print.
+const BY_CHANCE: [&str; 2] = ["progress", "warning"];
+/// Fields that are times.
+const TIMES: [&str; 6] = ["created", "instant", "started", "ended", "heartbeat", "mtime"];
+
+/// By type: the fields that stand outside of parentheses.
+fn documented() -> BTreeMap<String, BTreeSet<String>> {
+    let page =
+        std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("../../docs/json.md")).unwrap();
+    let mut types = BTreeMap::new();
+    for line in page.lines().skip_while(|line| !line.starts_with("| `type`")).skip(2) {
+        let Some(row) = line.strip_prefix("| `") else { break };
+        let cells: Vec<&str> = row.split(" | ").collect();
+        let name = cells[0].trim_end_matches('`').to_owned();
+        let mut depth = 0;
+        let outside: String = cells[2]
+            .chars()
+            .filter(|letter| {
+                depth += i32::from(*letter == '(');
+                let keep = depth == 0;
+                depth -= i32::from(*letter == ')');
+                keep
+            })
+            .collect();
+        let fields = outside.split('`').skip(1).step_by(2).map(str::to_owned).collect();
+        types.insert(name, fields);
+    }
+    types
+}
+
+struct Scene {
+    dir: tempfile::TempDir,
+    seen: BTreeMap<String, BTreeSet<String>>,
+}
+
+impl Scene {
+    fn path(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
+    }
+
+    /// Runs the program, notes what it printed, and returns its exit code and its last object.
+    fn run(&mut self, words: &[&str]) -> (i32, Value) {
+        let output = Command::new(env!("CARGO_BIN_EXE_stillframe"))
+            .arg("--json")
+            .args(words)
+            .current_dir(self.dir.path())
+            .env("STILLFRAME_STATE_DIR", self.path("state"))
+            .env("STILLFRAME_CACHE_DIR", self.path("cache"))
+            .env("STILLFRAME_REPO", self.path("repo"))
+            .env("STILLFRAME_PASSPHRASE", "one")
+            .env("STILLFRAME_NEW_PASSPHRASE", "two")
+            .output()
+            .unwrap();
+        let mut last = Value::Null;
+        for line in String::from_utf8(output.stdout).unwrap().lines() {
+            let object: Value =
+                serde_json::from_str(line).unwrap_or_else(|error| panic!("{words:?}: {line}: {error}"));
+            let kind = object["type"].as_str().unwrap_or_else(|| panic!("{words:?}: {line}")).to_owned();
+            for (field, value) in object.as_object().unwrap().iter().filter(|(field, _)| *field != "type") {
+                if TIMES.contains(&field.as_str()) && !value.is_null() {
+                    let time = value.as_str().and_then(|text| text.parse::<jiff::Timestamp>().ok());
+                    assert!(time.is_some(), "{words:?}: {field} is no time: {value}");
+                }
+                self.seen.entry(kind.clone()).or_default().insert(field.clone());
+            }
+            last = object;
+        }
+        (output.status.code().unwrap(), last)
+    }
+}
+
+#[test]
+fn what_is_printed_is_what_the_page_says() {
+    let mut scene = Scene { dir: tempfile::tempdir().unwrap(), seen: BTreeMap::new() };
+    std::fs::create_dir(scene.path("data")).unwrap();
+    std::fs::write(scene.path("data/file"), vec![7; 100_000]).unwrap();
+    for words in [
+        &["repo", "init", "repo"][..],
+        &["backup", "files:data", "--name", "first", "--tag", "a", "--reserve", "0"],
+        &["backup", "files:data", "--dry-run", "--reserve", "0"],
+        &["restore", "first", "--to", "restored"],
+        &["snapshots"],
+        &["show", "first", "--files"],
+        &["verify", "--level", "hash"],
+        &["repo", "info"],
+        &["key", "add", "--label", "second"],
+        &["key", "list"],
+        &["image", "create", "files:data", "--to", "image", "--reserve", "0"],
+        &["image", "validate", "image"],
+    ] {
+        let (code, last) = scene.run(words);
+        assert_eq!(code, 0, "{words:?}: {last}");
+    }
+    for (words, code, kind) in [
+        (&["backup", "files:data", "--nmae", "x"][..], 2, "usage"),
+        (&["backup", "files:data", "--name", "latest", "--reserve", "0"], 2, "usage"),
+        (&["restore", "first", "--to", "restored"], 2, "usage"),
+        (&["restore", "first", "--to", "elsewhere", "--map", "x=y"], 2, "usage"),
+        (&["restore", "second", "--to", "elsewhere"], 24, "no-backup"),
+        (&["verify", "-r", "data"], 10, "no-repository"),
+        (&["backup", "rocksdb:data"], 20, "source"),
+    ] {
+        let (got, last) = scene.run(words);
+        assert_eq!(
+            (got, last["type"].as_str(), last["kind"].as_str()),
+            (code, Some("error"), Some(kind)),
+            "{words:?}"
+        );
+    }
+    let packs = walk(&scene.path("repo/packs"));
+    let mut bytes = std::fs::read(&packs[0]).unwrap();
+    bytes[100] ^= 1;
+    std::fs::write(&packs[0], bytes).unwrap();
+    assert_eq!(scene.run(&["verify", "--level", "hash"]).0, 30);
+    assert_eq!(scene.run(&["jobs"]).0, 0);
+
+    let documented = documented();
+    assert!(documented.len() > 10, "the page was not understood: {documented:?}");
+    for (kind, fields) in &documented {
+        match scene.seen.get(kind) {
+            Some(seen) => assert_eq!(seen, fields, "{kind}: printed, and on the page"),
+            None => assert!(BY_CHANCE.contains(&kind.as_str()), "{kind} was never printed"),
+        }
+    }
+    let unknown: Vec<_> = scene.seen.keys().filter(|kind| !documented.contains_key(*kind)).collect();
+    assert!(unknown.is_empty(), "not on the page: {unknown:?}");
+}
+
+fn walk(dir: &Path) -> Vec<PathBuf> {
+    let entries = std::fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().path());
+    entries.flat_map(|path| if path.is_dir() { walk(&path) } else { vec![path] }).collect()
+}
