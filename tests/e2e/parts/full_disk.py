@@ -48,6 +48,16 @@ def demand_said(outcome):
         raise Failed(f"the message does not say that there is no room: {outcome.text[-300:]}")
 
 
+def demand_refused(program, disk, *words):
+    """For want of room, with nothing left on the disk. Returns the last words."""
+    outcome = program.run(*words, expect=NO_SPACE)
+    demand_said(outcome)
+    left = [path.name for path in disk.iterdir()]
+    if left:
+        raise Failed(f"left on the disk: {left}")
+    return outcome.text[-120:].replace(" ", "_")
+
+
 def closed(trial, release, root, commits=20_000, **more):
     (root / "app").mkdir()
     return RocksWriter(release, SETTINGS["default"], root / "app", **more).finish(commits)
@@ -178,17 +188,9 @@ def target_disk(trial, release):
         disk = trial.workplace.mount_tmpfs("target-disk", 8) if kind == "tmpfs" else trial.workplace.mount_ext4("target-disk", 16)
         try:
             with trial.report.check(f"full target ({kind}): the restore fails and leaves nothing") as line:
-                outcome = program.run("restore", "latest", "-r", root / "repo", "--to", disk / "db", expect=NO_SPACE)
-                demand_said(outcome)
-                left = [path.name for path in disk.iterdir()]
-                if left:
-                    raise Failed(f"left in the target's directory: {left}")
-                line.say(said=outcome.text[-120:].replace(" ", "_"))
+                line.say(said=demand_refused(program, disk, "restore", "latest", "-r", root / "repo", "--to", disk / "db"))
             with trial.report.check(f"full target of a kept image ({kind}): nothing is left"):
-                demand_said(program.run("image", "create", writer.source, "--reserve", "0", "--to", disk / "image", expect=NO_SPACE))
-                left = [path.name for path in disk.iterdir()]
-                if left:
-                    raise Failed(f"left in the target's directory: {left}")
+                demand_refused(program, disk, "image", "create", writer.source, "--reserve", "0", "--to", disk / "image")
                 demand_no_leftovers(root)
         finally:
             trial.workplace.unmount(disk)
@@ -196,12 +198,7 @@ def target_disk(trial, release):
     disk = trial.workplace.mount_tmpfs("target-disk", 64, files=8)
     try:
         with trial.report.check("target that fills up in the middle: the restore fails and leaves nothing") as line:
-            outcome = program.run("restore", "latest", "-r", root / "repo", "--to", disk / "db", expect=NO_SPACE)
-            demand_said(outcome)
-            left = [path.name for path in disk.iterdir()]
-            if left:
-                raise Failed(f"left in the target's directory: {left}")
-            line.say(said=outcome.text[-120:].replace(" ", "_"))
+            line.say(said=demand_refused(program, disk, "restore", "latest", "-r", root / "repo", "--to", disk / "db"))
     finally:
         trial.workplace.unmount(disk)
     with trial.report.check("target with room: the same restore succeeds"):
