@@ -129,6 +129,14 @@ pub(crate) fn again(test: &str, argument: &Path) -> Command {
     let program = argument.join(".test-program");
     if !program.exists() {
         std::fs::copy(std::env::current_exe().unwrap(), &program).unwrap();
+        // Until now another thread's child may have had it open for writing: then the system would not run it.
+        let busy = || match Command::new(&program).arg("--version").output() {
+            Err(error) => error.kind() == std::io::ErrorKind::ExecutableFileBusy,
+            Ok(_) => false,
+        };
+        while busy() {
+            std::thread::sleep(std::time::Duration::from_millis(10));
+        }
     }
     let mut command = Command::new(program);
     command.args(["--exact", test, "--nocapture", "--test-threads=1"]).env(CHILD, argument).current_dir("/");
