@@ -143,7 +143,7 @@ fn repo_kind(error: &RepoError) -> &'static str {
         RepoError::NotARepository => "no-repository",
         RepoError::WrongPassphrase { .. } | RepoError::PassphraseNeeded => "passphrase",
         RepoError::Occupied { .. } | RepoError::NotEncrypted | RepoError::Invalid(_) => "usage",
-        RepoError::Damaged { .. } | RepoError::ChunkLost { .. } | RepoError::Inconsistent { .. } => "damaged",
+        error if error.is_damage() => "damaged",
         RepoError::NoSpace { .. } => "no-space",
         RepoError::PermissionDenied { .. } => "permission",
         RepoError::Ambiguous { .. } | RepoError::NotFound { .. } => "no-backup",

@@ -1,22 +1,17 @@
 //! A note on this machine that a manifest was put and is not sealed yet, so that the next run finds what a killed one left.
 
-use std::fs::{File, Metadata};
+use std::fs::File;
 use std::io;
-use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
 
 use rustix::fs::{FlockOperation, flock};
-use stillframe_storage::sync_dir;
+use stillframe_storage::{lock_at, sync_dir};
 
 use crate::BackupId;
 
 const DIRECTORY: &str = "unsealed";
 /// The note of whoever is about to write one; in this directory like the others, but with no manifest's name.
 const UNBORN: &str = "unborn";
-/// Others hold that for microseconds.
-const ATTEMPTS: u32 = 1000;
-const PAUSE: Duration = Duration::from_millis(1);
 
 /// A file `unsealed/<manifest id>` below the repository's cache directory, locked for as long as its owner lives. The
 /// kernel lets go of the lock in whatever way the owner ends, so no clock and no process id is needed.
@@ -48,19 +43,7 @@ impl Claim {
     fn create(directory: &Path, path: &Path) -> io::Result<File> {
         std::fs::create_dir_all(directory)?;
         let unborn = directory.join(UNBORN);
-        let mut attempt = 0;
-        let file = loop {
-            let file = File::options().write(true).create(true).truncate(false).open(&unborn)?;
-            // Another one may hold it, or have given it another name since it was opened.
-            if flock(&file, FlockOperation::NonBlockingLockExclusive).is_ok() && is_at(&file, &unborn) {
-                break file;
-            }
-            attempt += 1;
-            if attempt > ATTEMPTS {
-                return Err(io::ErrorKind::ResourceBusy.into());
-            }
-            std::thread::sleep(PAUSE);
-        };
+        let file = lock_at(&unborn)?;
         std::fs::rename(&unborn, path)?;
         sync_dir(directory)?;
         Ok(file)
@@ -86,11 +69,6 @@ impl Claim {
         });
         claims.collect()
     }
-}
-
-fn is_at(file: &File, path: &Path) -> bool {
-    let same = |a: Metadata, b: Metadata| (a.dev(), a.ino()) == (b.dev(), b.ino());
-    file.metadata().and_then(|open| Ok(same(open, std::fs::metadata(path)?))).unwrap_or(false)
 }
 
 #[cfg(test)]

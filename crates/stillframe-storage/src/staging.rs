@@ -3,19 +3,16 @@
 use std::fs::{File, OpenOptions};
 use std::io;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
 
 use rustix::fs::{FlockOperation, flock};
 
 use crate::durable::{sync_dir, sync_tree_dirs};
 use crate::failpoint::failpoint;
+use crate::lock::lock_at;
 
 /// How every staging directory's name begins. Its lock file has the same name and the ending `.lock`.
 const PREFIX: &str = ".stillframe-";
 const LOCK_SUFFIX: &str = ".lock";
-/// How often, and after which pause, a lock is tried that only a sweeper can hold, and that only for an instant.
-const ATTEMPTS: u32 = 1000;
-const PAUSE: Duration = Duration::from_millis(1);
 
 /// A directory `.stillframe-<random>` that belongs to this process.
 ///
@@ -52,22 +49,7 @@ impl StagingDir {
         let lock_path = parent.join(format!("{PREFIX}{name}{LOCK_SUFFIX}"));
         // The lock file first, the directory second: so every directory has a lock file, and one whose lock is free
         // has no owner.
-        let mut attempt = 0;
-        let lock = loop {
-            let file =
-                OpenOptions::new().read(true).write(true).create(true).truncate(false).open(&lock_path)?;
-            let locked = flock(&file, FlockOperation::NonBlockingLockExclusive);
-            // A sweeper may have taken the new file for a leftover before it was locked: then it holds it for a moment, or
-            // has removed it.
-            if locked.is_ok() && is_same_file(&file, &lock_path)? {
-                break file;
-            }
-            attempt += 1;
-            if attempt > ATTEMPTS {
-                return Err(io::ErrorKind::ResourceBusy.into());
-            }
-            std::thread::sleep(PAUSE);
-        };
+        let lock = lock_at(&lock_path)?;
         failpoint("staging::locked");
         match std::fs::create_dir(&path) {
             Ok(()) => Ok(Self { path, lock_path, _lock: lock }),
@@ -158,16 +140,6 @@ fn directory_of_lock(lock_path: &Path) -> Option<PathBuf> {
     let name = lock_path.file_name()?.to_str()?;
     let dir = name.strip_suffix(LOCK_SUFFIX).filter(|dir| dir.starts_with(PREFIX))?;
     Some(lock_path.with_file_name(dir))
-}
-
-fn is_same_file(file: &File, path: &Path) -> io::Result<bool> {
-    use std::os::unix::fs::MetadataExt;
-    let ours = file.metadata()?;
-    match std::fs::symlink_metadata(path) {
-        Ok(theirs) => Ok(ours.dev() == theirs.dev() && ours.ino() == theirs.ino()),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
-        Err(error) => Err(error),
-    }
 }
 
 #[cfg(test)]

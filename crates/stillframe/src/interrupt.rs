@@ -12,16 +12,7 @@ const SAME_WISH: Duration = Duration::from_millis(200);
 /// the next run's sweep.
 pub fn watch(job: Canceller) {
     tokio::spawn(async move {
-        let (Ok(mut interrupt), Ok(mut terminate)) =
-            (signal(SignalKind::interrupt()), signal(SignalKind::terminate()))
-        else {
-            tracing::warn!("signals cannot be watched; Ctrl-C ends at once");
-            return;
-        };
-        tokio::select! {
-            _ = interrupt.recv() => {}
-            _ = terminate.recv() => {}
-        }
+        asked().await;
         eprintln!("stillframe: cancelling; once more to stop at once");
         job.cancel();
         // timeout(1) and some shells signal both the process and its group: that is one wish.
@@ -38,7 +29,9 @@ pub async fn asked() {
             _ = interrupt.recv() => {}
             _ = terminate.recv() => {}
         },
-        // Then they end the process by themselves.
-        _ => std::future::pending().await,
+        _ => {
+            tracing::warn!("signals cannot be watched; Ctrl-C ends at once");
+            std::future::pending::<()>().await;
+        }
     }
 }
