@@ -65,6 +65,14 @@ class DbBench:
             self.process = None
 
 
+def live_tables(database):
+    """The tables that the database names, by what the engine's own tool says of it."""
+    named = re.findall(r"^\S*/(\d+\.sst)$", call("ldb", f"--db={database}", "list_live_files_metadata"), re.MULTILINE)
+    if not named:
+        raise Failed(f"ldb names no live table of {database}")
+    return sorted(Path(database) / name for name in named)
+
+
 def key_of(number):
     """fillseq's key: the number, big endian, then `0` up to 16 bytes."""
     return f"0x{number:016X}" + "30" * 8
