@@ -79,6 +79,7 @@ pub(crate) async fn find_unchanged(
 ) -> Result<Result<Unchanged, Doubt>, EngineError> {
     let found = async {
         let found = compare_lists(repo, image, base).await?;
+        repo.check_presence(found.contents.iter().flatten().copied(), cancel).await?;
         Ok(check_sample(repo, image, &found, seed, cancel).await?.map(|()| found))
     };
     match found.await {

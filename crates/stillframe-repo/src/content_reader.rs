@@ -56,14 +56,18 @@ impl LeafReader {
         }
         if next.level > 0 {
             let node = self.chunks.read(&next.id).await?;
-            let mut children = next.decode_node(&node).ok_or_else(|| {
-                Error::inconsistent("content", format!("chunk {} is not the node that {next} names", next.id))
-            })?;
+            let mut children = children(&next, &node)?;
             children.reverse();
             self.path.push(children);
         }
         Ok(Some(next))
     }
+}
+
+/// What the bytes of a node say is below it.
+pub(crate) fn children(node: &ContentRef, bytes: &[u8]) -> Result<Vec<ContentRef>> {
+    let why = || format!("chunk {} is not the node that {node} names", node.id);
+    node.decode_node(bytes).ok_or_else(|| Error::inconsistent("content", why()))
 }
 
 /// Gives the bytes of some content, chunk by chunk, reading ahead. Holds at most some 30 MiB.

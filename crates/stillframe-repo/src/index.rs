@@ -8,14 +8,14 @@ use stillframe_storage::failpoint;
 
 use crate::envelope::{HEADER_LEN, Header, check_repository};
 use crate::error::{Error, Result};
-use crate::index_cache::{IndexCache, Location};
+use crate::index_cache::{IndexCache, Location, listed_as};
 use crate::index_loader::IndexLoader;
 use crate::index_segment;
 use crate::key_ring::KeyRing;
 use crate::layout::{Kind, ObjectName};
 use crate::object_io::{Listed, ObjectIo};
 use crate::pack_table::PackTable;
-use crate::{ChunkId, ObjectId, PackId};
+use crate::{ChunkId, ObjectId};
 
 /// How much of a pack's end is read at first: enough for the tables of most.
 const TAIL_LEN: u64 = 16 << 10;
@@ -133,7 +133,7 @@ impl Index {
     ) -> Result<Option<IndexLoader>> {
         let (cache, packs) = (Arc::clone(&self.cache), Arc::clone(packs));
         blocking(move || {
-            let exists = |id: PackId| packs.binary_search_by_key(&id, |listed| listed.id).is_ok();
+            let exists = |table: &PackTable| listed_as(&packs, table.pack, table.size).is_some();
             let whole = cache
                 .load(&mut loader, |loader, connection| loader.add(connection, &tables, segment, exists))?;
             Ok(whole.then_some(loader))

@@ -185,20 +185,22 @@ impl IndexCache {
         Ok(located)
     }
 
-    /// Forgets packs that are not in `listed` (sorted), and returns those of `listed` that are not known yet.
+    /// Forgets packs that are not in `listed` (sorted), or not with the length that they were written with, and returns those of `listed` that are not known yet.
     pub(crate) fn reconcile_packs(&self, listed: &[Listed]) -> Result<Vec<Listed>> {
         let known = self.run(true, |connection| {
             let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
             let mut known = Vec::new();
             let mut gone = Vec::new();
             {
-                let mut statement = transaction.prepare("SELECT id, number FROM pack WHERE whole = 1")?;
+                let mut statement =
+                    transaction.prepare("SELECT id, number, size FROM pack WHERE whole = 1")?;
                 let mut rows = statement.query([])?;
                 while let Some(row) = rows.next()? {
                     let id = row.get::<_, [u8; 16]>(0).map(ObjectId);
-                    match id.map(|id| listed.binary_search_by_key(&id, |listed| listed.id)) {
-                        Ok(Ok(at)) => known.push(at),
-                        _ => gone.push(row.get::<_, i64>(1)?),
+                    let size = row.get::<_, i64>(2)?.cast_unsigned();
+                    match id.ok().and_then(|id| listed_as(listed, id, size)) {
+                        Some(at) => known.push(at),
+                        None => gone.push(row.get::<_, i64>(1)?),
                     }
                 }
             }
@@ -396,6 +398,12 @@ fn is_ours(ring: &KeyRing, connection: &Connection) -> SqlResult<bool> {
 
 fn identity_proof(ring: &KeyRing) -> i64 {
     ring.cache_check(&ring.repository.0).cast_signed()
+}
+
+/// Where in `listed` (sorted) a pack is that was written with this length.
+pub(crate) fn listed_as(listed: &[Listed], pack: PackId, size: u64) -> Option<usize> {
+    let at = listed.binary_search_by_key(&pack, |listed| listed.id).ok()?;
+    (listed.get(at)?.size == size).then_some(at)
 }
 
 pub(crate) fn prefix(id: &ChunkId) -> [u8; PREFIX_LEN] {

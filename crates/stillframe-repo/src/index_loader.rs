@@ -6,10 +6,10 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use rusqlite::{Connection, TransactionBehavior, params};
 
+use crate::ObjectId;
 use crate::index_cache::{Location, prefix};
 use crate::key_ring::KeyRing;
 use crate::pack_table::PackTable;
-use crate::{ObjectId, PackId};
 
 /// A load in progress. Dropped without [`Self::commit`], it leaves nothing that anybody sees.
 #[derive(Debug)]
@@ -45,7 +45,7 @@ impl IndexLoader {
         connection: &mut Connection,
         packs: &[PackTable],
         segment: Option<ObjectId>,
-        exists: impl Fn(PackId) -> bool,
+        exists: impl Fn(&PackTable) -> bool,
     ) -> rusqlite::Result<()> {
         let n = self.number;
         if !self.staged {
@@ -58,7 +58,7 @@ impl IndexLoader {
             self.staged = true;
         }
         let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
-        for pack in packs.iter().filter(|pack| exists(pack.pack)) {
+        for pack in packs.iter().filter(|pack| exists(pack)) {
             let row = params![pack.pack.0, pack.epoch, pack.salt, pack.size.cast_signed()];
             transaction
                 .prepare_cached(

@@ -65,6 +65,7 @@ mod pack_buffers;
 mod pack_check;
 mod pack_table;
 mod packer;
+mod presence;
 mod repository;
 mod session;
 mod verify;

@@ -320,9 +320,10 @@ impl Verifier<'_> {
         }
         if let Err((object, why)) = &mut found
             && object.starts_with("chunk ")
-            && let Some(pack) = self.pack_that_had(&chunk.id).await?
+            && let Some((pack, size)) = self.pack_that_had(&chunk.id).await?
         {
-            *why = format!("it was in {pack}, which is missing");
+            *object = ObjectName::new(Kind::Pack, pack).to_string();
+            *why = self.why_not_whole(pack, size);
         }
         match found {
             Ok(place) => match &mut self.needed {
@@ -343,16 +344,17 @@ impl Verifier<'_> {
         let present = locations.iter().filter(fits).find(|place| self.is_whole(place));
         Ok(match (present, locations.first()) {
             (Some(place), _) => Ok(place.clone()),
-            (None, Some(place)) => {
-                Err((ObjectName::new(Kind::Pack, place.pack).to_string(), self.why_not_whole(place)))
-            }
+            (None, Some(place)) => Err((
+                ObjectName::new(Kind::Pack, place.pack).to_string(),
+                self.why_not_whole(place.pack, place.pack_size),
+            )),
             (None, None) => Err((format!("chunk {}", chunk.id), "it is in no pack".to_owned())),
         })
     }
 
-    /// The pack that a segment of the index still names for a chunk that no listed pack has. Reads all segments: only for naming what
+    /// The pack that a segment of the index still names for a chunk that no whole pack has, and its length. Reads all segments: only for naming what
     /// was lost.
-    async fn pack_that_had(&self, id: &ChunkId) -> Result<Option<ObjectName>> {
+    async fn pack_that_had(&self, id: &ChunkId) -> Result<Option<(PackId, u64)>> {
         let io = self.repository.io();
         for listed in io.list(Kind::Index).await? {
             let name = ObjectName::new(Kind::Index, listed.id);
@@ -361,7 +363,7 @@ impl Verifier<'_> {
             let Ok(tables) = index_segment::decode(self.repository.ring(), name, &bytes) else { continue };
             let had = tables.iter().find(|table| table.entries.iter().any(|entry| entry.id == *id));
             if let Some(table) = had {
-                return Ok(Some(ObjectName::new(Kind::Pack, table.pack)));
+                return Ok(Some((table.pack, table.size)));
             }
         }
         Ok(None)
@@ -376,11 +378,11 @@ impl Verifier<'_> {
         self.listed_size(place.pack) == Some(place.pack_size)
     }
 
-    fn why_not_whole(&self, place: &Location) -> String {
-        match self.listed_size(place.pack) {
+    fn why_not_whole(&self, pack: PackId, written: u64) -> String {
+        match self.listed_size(pack) {
             None => "it is missing".to_owned(),
-            Some(size) if size != place.pack_size => {
-                format!("it has {size} bytes, not the {} that were written", place.pack_size)
+            Some(size) if size != written => {
+                format!("it has {size} bytes, not the {written} that were written")
             }
             Some(_) => "it holds another chunk where this one should be".to_owned(),
         }

@@ -33,7 +33,12 @@ fn read_manifests() -> Dependencies {
             names.filter(|name| name.starts_with("stillframe")).cloned().collect()
         };
         let name = manifest["package"]["name"].as_str().unwrap().to_owned();
-        assert!(manifest.get("target").is_none(), "{name}: dependencies by target would escape this test");
+        for section in ["target", "build-dependencies"] {
+            assert!(
+                manifest.get(section).is_none(),
+                "{name}: dependencies below [{section}] would escape this test"
+            );
+        }
         all.insert(name, (ours("dependencies"), ours("dev-dependencies")));
     }
     all

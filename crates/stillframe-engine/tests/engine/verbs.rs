@@ -186,6 +186,38 @@ async fn damage_in_the_repository_is_mended_by_the_next_backup_that_comes_upon_i
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn whichever_pack_is_lost_or_cut_the_next_backup_does_not_rely_on_it() {
+    let house = House::new().await;
+    let kv = house.data("kv");
+    let load = FjallLoad { memtable_bytes: 64 << 10, ..FjallLoad::default() };
+    load.write(&kv, &house.out("ledger"), &Stop::at(20_000), &SystemClock::new()).unwrap();
+    let source = format!("fjall:{}", kv.display());
+    let mut newest = house.back_up(&[&source]).await.unwrap();
+    let mut needed = 0;
+    for turn in 0..10 {
+        let packs: Vec<_> = house.store.list(Some(&"packs".into())).try_collect().await.unwrap();
+        let pack = &packs[turn * 7 % packs.len()].location;
+        if turn % 2 == 0 {
+            house.store.delete(pack).await.unwrap();
+        } else {
+            let bytes = house.store.get(pack).await.unwrap().bytes().await.unwrap();
+            house.store.put(pack, bytes.slice(..bytes.len() - 1).into()).await.unwrap();
+        }
+        let damaged = house.verify(newest.id, Level::Exists).await.unwrap();
+        assert!(
+            damaged.damage.iter().all(|found| found.contains(pack.as_ref())),
+            "{pack}: {:?}",
+            damaged.damage
+        );
+        needed += usize::from(!damaged.damage.is_empty());
+        newest = house.back_up(&[&source]).await.unwrap();
+        let found = house.verify(newest.id, Level::Decrypt).await.unwrap();
+        assert!(found.damage.is_empty(), "turn {turn}, {pack}: {:?}", found.damage);
+    }
+    assert!(needed > 2, "only {needed} of the packs were of the newest backup");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn whatever_store_operation_fails_no_backup_looks_whole_that_is_not() {
     let house = House::new().await;
     let tree = house.data("tree");
