@@ -44,8 +44,10 @@ use crate::workshop::{Workshop, say};
 
 fn main() -> ExitCode {
     let mut words = std::env::args_os().skip(1);
-    if words.next().is_some_and(|first| first == measurement::MEASURED) {
-        return measurement::run_measured(words);
+    match words.next() {
+        Some(first) if first == measurement::MEASURED => return measurement::run_measured(words),
+        Some(first) if first == machine::TOUCH => return machine::run_touch(),
+        _ => {}
     }
     match run(&Arguments::parse()) {
         Ok(()) => ExitCode::SUCCESS,
@@ -58,6 +60,7 @@ fn main() -> ExitCode {
 
 fn run(arguments: &Arguments) -> Result<(), BenchError> {
     let workshop = Workshop::open(arguments)?;
+    machine::touch_memory()?;
     let mut machine = Machine::look(&workshop)?;
     let mut results = Results::default();
     for part in arguments.parts() {

@@ -55,6 +55,29 @@ pub struct Snapshot {
     pub files: Vec<SnapshotFile>,
 }
 
+impl Snapshot {
+    /// The description without its `files`: where those are listed elsewhere.
+    #[must_use]
+    pub fn without_files(&self) -> Self {
+        Self {
+            version: self.version,
+            engine: self.engine,
+            profile: self.profile,
+            engine_version: self.engine_version.clone(),
+            source: self.source.clone(),
+            instant: self.instant,
+            window_us: self.window_us,
+            attempts: self.attempts,
+            lineage: self.lineage.clone(),
+            directory: self.directory,
+            directories: self.directories.clone(),
+            pointers: self.pointers.clone(),
+            weakening: self.weakening.clone(),
+            files: Vec::new(),
+        }
+    }
+}
+
 /// A directory outside the source's main one.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct NamedDirectory {

@@ -1,12 +1,14 @@
 //! `create`: live sources → one sealed backup.
 
 use std::cell::RefCell;
+use std::convert::Infallible;
 use std::io::ErrorKind;
 use std::ops::Range;
 use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use futures::StreamExt;
 use futures::stream::FuturesOrdered;
@@ -186,11 +188,14 @@ async fn write(
         ..WriteOptions::new(Arc::clone(&surroundings.clock))
     };
     let (held_ref, workers, meter) = (&held, &workers, &meter);
-    let written = repo
-        .write(&write, |session| async move {
-            write_draft(&session, options, held_ref, workers, meter, stop).await
-        })
-        .await?;
+    let writing = repo.write(&write, |session| async move {
+        meter.follow(&session);
+        write_draft(&session, options, held_ref, workers, meter, stop).await
+    });
+    let written = tokio::select! {
+        written = writing => written?,
+        never = meter.tell_while_waiting() => match never {},
+    };
     let hints = hints(repo, options);
     for lineage in held.images.iter().filter_map(|image| image.snapshot().lineage.as_ref()) {
         hints.write(lineage, written.manifest.id);
@@ -277,6 +282,7 @@ async fn write_draft(
         let weakening = image.snapshot().weakening.iter();
         warnings.extend(weakening.map(|weak| format!("{}: {}: {}", named.name, weak.setting, weak.effect)));
     }
+    session.flush().await?;
     // A second round stays in this phase: phases do not go back.
     if meter.job.state() != State::Working(Phase::Sealing) {
         meter.job.enter(Phase::Sealing)?;
@@ -399,7 +405,9 @@ async fn write_source(
         return Err(EngineError::Cancelled);
     }
     let files = tokio::task::block_in_place(|| list.finish())?;
-    let json = serde_json::to_vec(snapshot).map_err(|error| EngineError::Bug(error.to_string()))?;
+    // The files are in their list, which nobody has to hold as a whole.
+    let json =
+        serde_json::to_vec(&snapshot.without_files()).map_err(|error| EngineError::Bug(error.to_string()))?;
     let description = tokio::task::block_in_place(|| session.put_content(&json))?;
     Ok(SourceManifest {
         name: named.name.clone(),
@@ -524,10 +532,15 @@ fn entry_of(file: &SnapshotFile, kind: EntryKind) -> Result<FileEntry, EngineErr
     })
 }
 
-/// Counts what is done and tells it.
+/// How often progress is told while nothing is read, since all that was read is waiting to be sent.
+const WAITING_TICK: Duration = Duration::from_secs(1);
+
+/// Counts what is done and tells it. What was read counts as done when it is with the repository.
 struct Meter<'a> {
     job: &'a Job,
     surroundings: &'a Surroundings,
+    /// That of this round.
+    session: Mutex<Option<Arc<WriteSession>>>,
     files: AtomicU64,
     bytes: AtomicU64,
     files_total: u64,
@@ -539,7 +552,19 @@ impl<'a> Meter<'a> {
         let files = held.images.iter().flat_map(|image| &image.snapshot().files);
         let (files_total, bytes_total) =
             files.fold((0, 0), |(files, bytes), file| (files + 1, bytes + file.size));
-        Self { job, surroundings, files: 0.into(), bytes: 0.into(), files_total, bytes_total }
+        let (session, files, bytes) = (Mutex::default(), 0.into(), 0.into());
+        Self { job, surroundings, session, files, bytes, files_total, bytes_total }
+    }
+
+    /// A round begins. Numbers never go back, so a second round shows nothing before it is where the first one was.
+    fn follow(&self, session: &Arc<WriteSession>) {
+        *self.session() = Some(Arc::clone(session));
+        self.files.store(0, Ordering::Relaxed);
+        self.bytes.store(0, Ordering::Relaxed);
+    }
+
+    fn session(&self) -> MutexGuard<'_, Option<Arc<WriteSession>>> {
+        self.session.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn add_bytes(&self, bytes: u64) {
@@ -551,12 +576,21 @@ impl<'a> Meter<'a> {
         self.files.fetch_add(1, Ordering::Relaxed);
     }
 
+    async fn tell_while_waiting(&self) -> Infallible {
+        loop {
+            tokio::time::sleep(WAITING_TICK).await;
+            self.tell();
+        }
+    }
+
     fn tell(&self) {
+        let read = self.bytes.load(Ordering::Relaxed);
+        let waiting = self.session().as_ref().map_or(0, |session| session.bytes_waiting());
         let progress = Progress {
             phase: Phase::Transferring,
             files_done: self.files.load(Ordering::Relaxed),
             files_total: Some(self.files_total),
-            bytes_done: self.bytes.load(Ordering::Relaxed),
+            bytes_done: read.saturating_sub(waiting),
             bytes_total: Some(self.bytes_total),
         };
         self.surroundings.tell(Event::Progress(self.job.progress(&progress)));

@@ -18,8 +18,8 @@ use stillframe_storage::{
 use crate::filling::{Filled, Filling, SetAttributes, apply};
 use crate::{EngineError, Event, Surroundings};
 
-/// `snapshot.json` of a source with millions of files.
-const MAX_DESCRIPTION: u64 = 4 << 30;
+/// A source's description, without its files.
+const MAX_DESCRIPTION: u64 = 64 << 20;
 
 /// What to bring back, and where to.
 #[derive(Debug, Clone)]

@@ -29,6 +29,9 @@ const PACKS_IN_MEMORY: usize = 3;
 /// A pack is full with so many chunks, however small they are: what is kept of each until the index has it is bounded.
 const PACK_CHUNKS: usize = 16_384;
 
+/// With a bandwidth limit, how much is paid for at a time: what is waiting is seen to shrink while a large pack goes out.
+const PAID_AT_ONCE: u64 = 256 << 10;
+
 /// What all uploads of one write share.
 pub(crate) struct PackerOptions {
     pub(crate) pack_size: u64,
@@ -55,6 +58,8 @@ pub(crate) struct Packer {
     failure: Mutex<Option<Error>>,
     packs: AtomicU64,
     bytes_stored: AtomicU64,
+    /// Bytes before compression that were appended and are not sent yet.
+    waiting: AtomicU64,
     on_stored: Box<dyn Fn(u64) + Send + Sync>,
 }
 
@@ -114,6 +119,7 @@ impl Packer {
             failure: Mutex::default(),
             packs: AtomicU64::new(0),
             bytes_stored: AtomicU64::new(0),
+            waiting: AtomicU64::new(0),
             on_stored,
         })
     }
@@ -121,6 +127,11 @@ impl Packer {
     /// Packs stored so far, and their bytes.
     pub(crate) fn stored(&self) -> (u64, u64) {
         (self.packs.load(Ordering::Relaxed), self.bytes_stored.load(Ordering::Relaxed))
+    }
+
+    /// Bytes of chunks, before compression, that are on their way.
+    pub(crate) fn waiting(&self) -> u64 {
+        self.waiting.load(Ordering::Relaxed)
     }
 
     /// Fails when the write has failed or was cancelled.
@@ -171,6 +182,7 @@ impl Packer {
                     pack.push(entry, stored);
                     let name = pack.header.name.id;
                     lock(&self.recent).packs.insert(id, name);
+                    self.waiting.fetch_add(u64::from(plain_len), Ordering::Relaxed);
                     return Ok(Appended::New(name));
                 }
                 open.take()
@@ -238,11 +250,23 @@ impl Packer {
     }
 
     async fn put_pack(&self, table: &PackTable, payload: PutPayload) -> Result<()> {
+        let mut plain: u64 = table.entries.iter().map(|entry| u64::from(entry.plain_len)).sum();
         let put = async {
             if let Some(limit) = &self.options.bandwidth {
-                tokio::time::sleep(limit.reserve(table.size, &*self.options.clock)).await;
+                let mut unpaid = table.size;
+                while unpaid > 0 {
+                    let part = unpaid.min(PAID_AT_ONCE);
+                    tokio::time::sleep(limit.reserve(part, &*self.options.clock)).await;
+                    let of_plain = u128::from(plain) * u128::from(part) / u128::from(unpaid);
+                    let of_plain = u64::try_from(of_plain).expect("a part of a u64");
+                    self.waiting.fetch_sub(of_plain, Ordering::Relaxed);
+                    plain -= of_plain;
+                    unpaid -= part;
+                }
             }
-            self.io.put(ObjectName::new(Kind::Pack, table.pack), payload).await
+            self.io.put(ObjectName::new(Kind::Pack, table.pack), payload).await?;
+            self.waiting.fetch_sub(plain, Ordering::Relaxed);
+            Ok(())
         };
         tokio::select! {
             result = put => result?,

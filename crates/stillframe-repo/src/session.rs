@@ -143,6 +143,16 @@ impl WriteSession {
         }
     }
 
+    /// How many of the bytes that were put are on their way to the store: what was read is not yet done with.
+    pub fn bytes_waiting(&self) -> u64 {
+        self.packer.waiting()
+    }
+
+    /// Waits until all that was put is stored. No thread may be in [`Self::put`].
+    pub async fn flush(&self) -> Result<()> {
+        self.packer.flush().await
+    }
+
     /// Decides where a file list is cut.
     pub(crate) fn boundary_hash(&self, directory: &str, path: &[u8]) -> u64 {
         self.ring.boundary_hash(directory, path)
