@@ -283,6 +283,7 @@ async fn write_draft(
         warnings.extend(weakening.map(|weak| format!("{}: {}: {}", named.name, weak.setting, weak.effect)));
     }
     session.flush().await?;
+    meter.tell();
     // A second round stays in this phase: phases do not go back.
     if meter.job.state() != State::Working(Phase::Sealing) {
         meter.job.enter(Phase::Sealing)?;

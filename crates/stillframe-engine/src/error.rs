@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use stillframe_capture::CaptureError;
 use stillframe_jobs::{EnterError, StopReason};
 use stillframe_repo::Error as RepoError;
+use stillframe_storage::ByteSize;
 
 /// Why a verb did not do its work.
 #[derive(Debug, thiserror::Error)]
@@ -18,8 +19,10 @@ pub enum EngineError {
     Repo(#[from] RepoError),
     /// Make room on the live disk, or lower the reserve.
     #[error(
-        "stopped: the disk of {path} has {available} bytes free, less than the reserve of {reserve}; \
-         all pins were let go; make room, stage elsewhere (--staging) or set --reserve"
+        "stopped: the disk of {path} has {} free, less than the reserve of {}; \
+         all pins were let go; make room, stage elsewhere (--staging) or set --reserve",
+        ByteSize(*.available),
+        ByteSize(*.reserve)
     )]
     Reserve {
         /// Something on the file system.
@@ -43,7 +46,9 @@ pub enum EngineError {
     },
     /// The target's disk is too small.
     #[error(
-        "no space: {needed} bytes are to be restored, and the disk of {path} has {available} free; nothing was written"
+        "no space: {} are to be restored, and the disk of {path} has {} free; nothing was written",
+        ByteSize(*.needed),
+        ByteSize(*.available)
     )]
     TooLarge {
         /// Something on the file system.

@@ -105,12 +105,12 @@ pub enum Error {
         why: String,
     },
     /// A name or id prefix fits several backups. Use one of the ids.
-    #[error("{name:?} fits several backups: {}", .ids.iter().map(ToString::to_string).collect::<Vec<_>>().join(", "))]
+    #[error("{name:?} fits several backups, name one by its id: {}", several(.backups))]
     Ambiguous {
         /// As given.
         name: String,
-        /// The backups that it fits.
-        ids: Vec<crate::BackupId>,
+        /// The backups that it fits, newest first, and when they were made, as far as that can be read.
+        backups: Vec<(crate::BackupId, Option<jiff::Timestamp>)>,
     },
     /// No backup fits.
     #[error("there is no backup {name:?} in this repository")]
@@ -197,4 +197,19 @@ fn root_cause(error: &object_store::Error) -> String {
         cause = inner;
     }
     cause.to_string()
+}
+
+/// Of these many are named; the list of backups shows all.
+const NAMED: usize = 5;
+
+fn several(backups: &[(crate::BackupId, Option<jiff::Timestamp>)]) -> String {
+    let one = |(id, created): &(crate::BackupId, Option<jiff::Timestamp>)| match created {
+        Some(created) => format!("{id} of {}", created.strftime("%Y-%m-%d %H:%M:%SZ")),
+        None => id.to_string(),
+    };
+    let mut text = backups.iter().take(NAMED).map(one).collect::<Vec<_>>().join(", ");
+    if backups.len() > NAMED {
+        text = format!("{text} and {} older ones", backups.len() - NAMED);
+    }
+    text
 }

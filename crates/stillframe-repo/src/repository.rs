@@ -388,11 +388,17 @@ impl Repository {
         if ids.is_empty() {
             ids.extend(existing.into_iter().filter(is_prefix));
         }
-        ids.sort_unstable();
-        match ids.as_slice() {
-            [] => Err(not_found()),
-            [id] => Ok(*id),
-            _ => Err(Error::Ambiguous { name: text.to_owned(), ids }),
+        if let [id] = ids.as_slice() {
+            return Ok(*id);
+        }
+        let place = |id: &BackupId| backups.readable.iter().rposition(|manifest| manifest.id == *id);
+        let made = |id: &BackupId| Some(backups.readable.get(place(id)?)?.created);
+        ids.sort_by_key(|id| std::cmp::Reverse(place(id)));
+        let backups: Vec<_> = ids.iter().map(|id| (*id, made(id))).collect();
+        if backups.is_empty() {
+            Err(not_found())
+        } else {
+            Err(Error::Ambiguous { name: text.to_owned(), backups })
         }
     }
 }

@@ -263,10 +263,10 @@ async fn a_backup_is_found_by_latest_by_name_and_by_the_beginning_of_its_id() {
         assert_eq!(repository.resolve(&id.to_string()[..20]).await.unwrap(), id);
     }
     match repository.resolve("nightly").await.unwrap_err() {
-        Error::Ambiguous { name, ids } => {
-            let mut expected = [a, b];
-            expected.sort();
-            assert_eq!((name.as_str(), ids.as_slice()), ("nightly", &expected[..]));
+        Error::Ambiguous { name, backups } => {
+            let ids: Vec<_> = backups.iter().map(|(id, _)| *id).collect();
+            assert_eq!((name.as_str(), ids.as_slice()), ("nightly", &[b, a][..]), "the newest first");
+            assert!(backups.iter().all(|(_, created)| created.is_some()));
         }
         other => panic!("{other}"),
     }

@@ -18,6 +18,7 @@
 
 mod attributes;
 mod bandwidth;
+mod byte_size;
 mod clock;
 mod durable;
 mod failpoint;
@@ -29,6 +30,7 @@ mod staging;
 
 pub use attributes::{Attributes, since_1970};
 pub use bandwidth::BandwidthLimit;
+pub use byte_size::ByteSize;
 pub use clock::{Clock, SystemClock};
 pub use durable::{sync_dir, sync_filesystem, sync_tree_dirs};
 pub use failpoint::failpoint;

@@ -326,8 +326,8 @@ or use --copy.")]
 #[derive(Debug, Args)]
 pub struct Jobs {
     /// How many, newest first
-    #[arg(long, default_value_t = 20)]
-    pub limit: usize,
+    #[arg(long, default_value_t = 20, value_parser = clap::value_parser!(u32).range(1..))]
+    pub limit: u32,
 }
 
 /// A writer whose acknowledged work can be checked.

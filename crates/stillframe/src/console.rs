@@ -11,7 +11,7 @@ use stillframe_jobs::Reading;
 use stillframe_storage::Clock;
 
 use crate::failure::Failure;
-use crate::sizes::{bytes, span};
+use crate::sizes::{bytes, count, span};
 
 /// How much is said, and in what form.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -28,6 +28,8 @@ const PROGRESS_EVERY: Duration = Duration::from_secs(5);
 /// Standard output for results, standard error for everything on the way.
 pub struct Console {
     mode: Mode,
+    /// With JSON: results and warnings only, no progress.
+    quiet: bool,
     bar: Mutex<Option<ProgressBar>>,
     told: Mutex<Option<Duration>>,
     clock: Box<dyn Clock>,
@@ -45,7 +47,7 @@ impl Console {
         } else {
             Mode::Plain
         };
-        Self { mode, bar: Mutex::new(None), told: Mutex::new(None), clock }
+        Self { mode, quiet, bar: Mutex::new(None), told: Mutex::new(None), clock }
     }
 
     /// Whether results are JSON.
@@ -112,9 +114,10 @@ impl Console {
                 self.note(format!("still looking for a still moment: attempt {attempt}, {what} moved"));
             }
             Event::Captured { source, files, bytes: size, window, attempts } => {
-                let tries = if *attempts == 1 { "1 attempt" } else { &format!("{attempts} attempts") };
+                let tries = count((*attempts).into(), "attempt");
                 self.note(format!(
-                    "captured {source}: {files} files, {} in a window of {} ({tries})",
+                    "captured {source}: {}, {} in a window of {} ({tries})",
+                    count(*files, "file"),
                     bytes(*size),
                     span(*window)
                 ));
@@ -132,6 +135,9 @@ impl Console {
     }
 
     fn progress(&self, reading: &Reading) {
+        if self.quiet {
+            return;
+        }
         if self.mode == Mode::Terminal {
             let mut bar = lock(&self.bar);
             let bar = bar.get_or_insert_with(new_bar);
@@ -192,7 +198,7 @@ fn progress_text(reading: &Reading) -> String {
         text = format!("{text} of {}", bytes(total));
     }
     if let Some(total) = progress.files_total {
-        text = format!("{text}, {} of {total} files", progress.files_done);
+        text = format!("{text}, {} of {}", progress.files_done, count(total, "file"));
     }
     if reading.bytes_per_second > 0 {
         text = format!("{text}, {}/s", bytes(reading.bytes_per_second));

@@ -13,8 +13,8 @@ use stage::{Backup, Stage};
 
 pub use writer::writer;
 
-/// How long the writers go on before, between and after the backups.
-const WRITING: Duration = Duration::from_secs(3);
+/// How long the writers go on before the first backup, then until the second, and until their end.
+const WRITING: [Duration; 3] = [Duration::from_secs(8), Duration::from_secs(2), Duration::from_secs(1)];
 
 /// Runs it. Fails if anything is off; ends and clears up when it is interrupted.
 pub async fn run(session: &Session) -> Result<(), Failure> {
@@ -35,15 +35,15 @@ async fn play(stage: &mut Stage, session: &Session) -> Result<(), Failure> {
     let console = &session.console;
     console.line(format!("Two databases in {}, each with a busy writer:", stage.root().display()));
     stage.start_writers()?;
-    stage.let_write(WRITING).await?;
+    stage.let_write(WRITING[0]).await?;
     stage.run_program(&["repo", "init", &stage.repo()]).await?;
 
     let first = stage.back_up("first").await?;
     console.line(told(&first));
-    stage.let_write(WRITING).await?;
+    stage.let_write(WRITING[1]).await?;
     let second = stage.back_up("second").await?;
     console.line(told(&second));
-    stage.let_write(WRITING / 3).await?;
+    stage.let_write(WRITING[2]).await?;
 
     let done = stage.kill_writers_and_destroy().await?;
     console.line(format!(

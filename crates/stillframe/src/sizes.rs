@@ -4,6 +4,8 @@ use std::fmt;
 use std::str::FromStr;
 use std::time::Duration;
 
+use stillframe_storage::ByteSize;
+
 /// A number of bytes, as given on the command line: `4096`, `20MiB`, `20M` (both 20 × 2²⁰), `1.5G`, `20MB` (20 × 10⁶).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Size(pub u64);
@@ -75,19 +77,13 @@ impl FromStr for Reserve {
 }
 
 /// `1.4 GiB`.
-#[expect(clippy::cast_precision_loss, reason = "three digits are shown")]
 pub fn bytes(count: u64) -> String {
-    const UNITS: [&str; 5] = ["KiB", "MiB", "GiB", "TiB", "PiB"];
-    if count < 1024 {
-        return format!("{count} B");
-    }
-    let mut value = count as f64 / 1024.0;
-    let mut unit = 0;
-    while value >= 1023.95 && unit + 1 < UNITS.len() {
-        value /= 1024.0;
-        unit += 1;
-    }
-    format!("{value:.1} {}", UNITS.get(unit).copied().unwrap_or("PiB"))
+    ByteSize(count).to_string()
+}
+
+/// `1 file`, `2 files`.
+pub fn count(number: u64, word: &str) -> String {
+    format!("{number} {word}{}", if number == 1 { "" } else { "s" })
 }
 
 /// `12.3 ms`, `4.56 s`, `1 h 02 min`.
@@ -132,8 +128,8 @@ mod tests {
 
     #[test]
     fn numbers_are_printed_for_people() {
-        assert_eq!(bytes(1023), "1023 B");
         assert_eq!(bytes(1 << 20), "1.0 MiB");
+        assert_eq!([count(0, "file"), count(1, "file"), count(2, "file")], ["0 files", "1 file", "2 files"]);
         assert_eq!(span(Duration::from_micros(12_345)), "12.3 ms");
         assert_eq!(span(Duration::from_secs(3725)), "1 h 02 min");
     }

@@ -2,6 +2,7 @@
 
 use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::Path;
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, SystemTime};
 
 use crate::house::House;
@@ -9,7 +10,8 @@ use futures::TryStreamExt;
 use stillframe_engine::create::{create, plan};
 use stillframe_engine::restore::{RestoreOptions, restore};
 use stillframe_engine::verify::Level;
-use stillframe_engine::{EngineError, Reserve};
+use stillframe_engine::{EngineError, Event, Reserve, Surroundings};
+use stillframe_jobs::Progress;
 use stillframe_storage::SystemClock;
 use stillframe_storage::object_store::{ObjectStore, ObjectStoreExt};
 use stillframe_testkit::{
@@ -216,6 +218,32 @@ async fn whichever_pack_is_lost_or_cut_the_next_backup_does_not_rely_on_it() {
         let found = house.verify(newest.id, Level::Decrypt).await.unwrap();
         assert!(found.damage.is_empty(), "turn {turn}, {pack}: {:?}", found.damage);
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_was_read_counts_as_done_when_it_is_sent() {
+    let house = House::new().await;
+    let tree = house.data("tree");
+    write_files(&tree, 2, 600 << 10, 3, 1.0).unwrap();
+    let readings = Arc::new(Mutex::new(Vec::new()));
+    let told = Arc::clone(&readings);
+    let report = move |event| {
+        if let Event::Progress(reading) = event {
+            told.lock().unwrap().push(reading.progress);
+        }
+    };
+    let surroundings = Surroundings { report: Arc::new(report), ..house.surroundings.clone() };
+    // Everything fits into the packs on their way, so all is read at once; one of them takes its time.
+    house.store.inject(Fault::nth_of(Operation::Put, "packs", 1, Effect::Delay(Duration::from_millis(2500))));
+    let options = house.options(&[&format!("files:{}", tree.display())]);
+    create(house.opening(), &options, &house.job(), &surroundings).await.unwrap();
+    let readings = readings.lock().unwrap();
+    let whole = readings.last().and_then(|last| last.bytes_total).unwrap();
+    assert!(whole > 1 << 20 && readings.last().is_some_and(|last| last.bytes_done == whole), "{readings:?}");
+    let waiting = |progress: &&Progress| {
+        Some(progress.files_done) == progress.files_total && progress.bytes_done < whole
+    };
+    assert!(readings.iter().filter(waiting).count() >= 2, "told every second, and not as done: {readings:?}");
 }
 
 #[tokio::test(flavor = "multi_thread")]

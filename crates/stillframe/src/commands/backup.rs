@@ -16,11 +16,12 @@ use crate::failure::{Failure, Kind};
 use crate::place;
 use crate::repository::Opening;
 use crate::session::Session;
-use crate::sizes::{bytes, span};
+use crate::sizes::{bytes, count, span};
 
 /// Captures the sources and writes one backup, or says what it would do.
 pub async fn run(session: &Session, args: &Backup) -> Result<(), Failure> {
     let sources = named_sources(&args.sources)?;
+    args.capture.check(sources.iter().map(|named| &named.source))?;
     let repo = Opening::prepare(&args.repo).await?;
     let options = CreateOptions {
         sources,
@@ -51,13 +52,13 @@ pub async fn run(session: &Session, args: &Backup) -> Result<(), Failure> {
     let outcome = session
         .run_job("create", &subject, &phases, share, async |job, surroundings| {
             let outcome = create(repo.open(), &options, job, surroundings).await?;
-            let object = outcome_object(&outcome);
+            let object = outcome_object(&options.sources, &outcome);
             Ok((outcome, object))
         })
         .await?;
-    for snapshot in &outcome.snapshots {
+    for (named, snapshot) in options.sources.iter().zip(&outcome.snapshots) {
         for weakening in &snapshot.weakening {
-            session.console.warn(format!("{}: {}", weakening.setting, weakening.effect));
+            session.console.warn(format!("{}: {}: {}", named.name, weakening.setting, weakening.effect));
         }
     }
     let took = session.clock.monotonic().saturating_sub(began);
@@ -71,7 +72,7 @@ pub async fn run(session: &Session, args: &Backup) -> Result<(), Failure> {
         bytes(statistics.bytes_new),
         bytes(statistics.bytes_stored),
     ));
-    session.console.object("backup", outcome_object(&outcome));
+    session.console.object("backup", outcome_object(&options.sources, &outcome));
     Ok(())
 }
 
@@ -128,11 +129,11 @@ fn writer_id(state: &Path) -> Result<String, Failure> {
 fn tell_plan(session: &Session, plan: &CreatePlan) {
     for source in &plan.sources {
         session.console.answer(format!(
-            "{}: {} files, {}; unchanged and not to be read: {} files, {}; to be read: {}",
+            "{}: {}, {}; unchanged and not to be read: {}, {}; to be read: {}",
             source.name,
-            source.files,
+            count(source.files, "file"),
             bytes(source.bytes),
-            source.unchanged_files,
+            count(source.unchanged_files, "file"),
             bytes(source.unchanged_bytes),
             bytes(source.bytes - source.unchanged_bytes),
         ));
@@ -153,13 +154,14 @@ fn plan_object(plan: &CreatePlan) -> serde_json::Value {
     json!({ "sources": sources, "base": plan.base.map(|id| id.to_string()) })
 }
 
-fn outcome_object(outcome: &CreateOutcome) -> serde_json::Value {
-    let sources: Vec<_> = outcome
-        .snapshots
+fn outcome_object(sources: &[NamedSource], outcome: &CreateOutcome) -> serde_json::Value {
+    let sources: Vec<_> = sources
         .iter()
-        .map(|snapshot| {
-            json!({ "source": snapshot.source, "engine": snapshot.engine.name(), "instant": snapshot.instant,
-                "window_us": snapshot.window_us, "attempts": snapshot.attempts, "weakening": snapshot.weakening })
+        .zip(&outcome.snapshots)
+        .map(|(named, snapshot)| {
+            json!({ "name": named.name, "engine": snapshot.engine.name(), "url": named.source.to_string(),
+                "instant": snapshot.instant, "window_us": snapshot.window_us, "attempts": snapshot.attempts,
+                "weakening": snapshot.weakening })
         })
         .collect();
     json!({ "id": outcome.id.to_string(), "sources": sources, "statistics": outcome.statistics })

@@ -5,29 +5,38 @@ use std::path::Path;
 use std::time::Duration;
 
 use serde_json::json;
-use stillframe_capture::{Engine, SNAPSHOT_FILE, Snapshot, SnapshotFile, Source, detect, validate};
+use stillframe_capture::{
+    CaptureError, Engine, SNAPSHOT_FILE, Snapshot, SnapshotFile, Source, detect, validate,
+};
 use stillframe_engine::{ImageOptions, create_image};
 use stillframe_jobs::Phase;
 
-use crate::cli::ImageCommand;
+use crate::cli::{CaptureArgs, ImageCommand};
 use crate::commands::parse_source;
 use crate::failure::{Failure, Kind};
 use crate::session::{Session, full_share};
-use crate::sizes::{bytes, span};
+use crate::sizes::{bytes, count, span};
 
 /// Runs either.
 pub async fn run(session: &Session, command: &ImageCommand) -> Result<(), Failure> {
     match command {
         ImageCommand::Create { source, to, copy, capture } => {
             let options = ImageOptions { capture: capture.into(), reserve: capture.reserve(), copy: *copy };
-            create(session, source, to, &options).await
+            create(session, source, to, capture, &options).await
         }
         ImageCommand::Validate { dir, engine } => check(session, dir, engine.as_deref()),
     }
 }
 
-async fn create(session: &Session, source: &str, to: &Path, options: &ImageOptions) -> Result<(), Failure> {
+async fn create(
+    session: &Session,
+    source: &str,
+    to: &Path,
+    capture: &CaptureArgs,
+    options: &ImageOptions,
+) -> Result<(), Failure> {
     let source = parse_source(source)?;
+    capture.check([&source])?;
     let phases = [Phase::Capturing, Phase::Sealing];
     let snapshot = session
         .run_job("image", &source.to_string(), &phases, full_share(), async |job, surroundings| {
@@ -39,10 +48,10 @@ async fn create(session: &Session, source: &str, to: &Path, options: &ImageOptio
     tell_weakening(session, &snapshot);
     let total: u64 = snapshot.files.iter().map(|file| file.size).sum();
     session.console.line(format!(
-        "image of {source} at {} is in {}: {} files, {}, window {}",
+        "image of {source} at {} is in {}: {}, {}, window {}",
         snapshot.instant,
         to.display(),
-        snapshot.files.len(),
+        count(snapshot.files.len() as u64, "file"),
         bytes(total),
         span(Duration::from_micros(snapshot.window_us)),
     ));
@@ -71,7 +80,7 @@ async fn create(session: &Session, source: &str, to: &Path, options: &ImageOptio
     }
     session.console.object(
         "image",
-        json!({ "source": source.to_string(), "to": to, "instant": snapshot.instant, "files": snapshot.files.len(),
+        json!({ "url": source.to_string(), "to": to, "instant": snapshot.instant, "files": snapshot.files.len(),
             "bytes": total, "window_us": snapshot.window_us, "attempts": snapshot.attempts,
             "weakening": snapshot.weakening }),
     );
@@ -90,12 +99,19 @@ fn check(session: &Session, dir: &Path, engine: Option<&str>) -> Result<(), Fail
         Some(name) => parse_engine(name)?,
         None => engine_of(dir)?,
     };
-    let report = validate(engine, dir)?;
+    let report = validate(engine, dir).map_err(|error| {
+        let damage = matches!(
+            error,
+            CaptureError::Corrupt { .. } | CaptureError::Vanished { .. } | CaptureError::NotADatabase { .. }
+        );
+        let failure = Failure::from(error);
+        if damage { Failure { kind: Kind::Damaged, ..failure } } else { failure }
+    })?;
     report.remarks.iter().for_each(|remark| session.console.note(remark));
     session.console.line(format!(
-        "{} is a sound {engine} image: {} files, {}",
+        "{} is a sound {engine} image: {}, {}",
         dir.display(),
-        report.files,
+        count(report.files, "file"),
         bytes(report.bytes)
     ));
     session.console.object(
@@ -132,6 +148,13 @@ fn engine_of(dir: &Path) -> Result<Engine, Failure> {
                 );
                 Failure::new(Kind::Usage, message)
             }),
-        Err(error) => Err(Failure::new(Kind::Failed, format!("{}: {error}", description.display()))),
+        Err(error) => {
+            let kind = if error.kind() == std::io::ErrorKind::PermissionDenied {
+                Kind::Permission
+            } else {
+                Kind::Failed
+            };
+            Err(Failure::new(kind, format!("cannot read {}: {error}", description.display())))
+        }
     }
 }

@@ -12,7 +12,7 @@ use crate::sizes::{bytes, span};
 pub fn run(session: &Session, options: &Jobs) -> Result<(), Failure> {
     let history = session.history()?;
     let records = history
-        .list(options.limit)
+        .list(options.limit as usize)
         .map_err(|error| Failure::new(Kind::Failed, format!("cannot read the job history: {error}")))?;
     if records.is_empty() {
         session.console.line("no job has run yet");

@@ -40,6 +40,23 @@ impl From<&CaptureArgs> for CaptureOptions {
 }
 
 impl CaptureArgs {
+    /// Refuses options that none of the sources can heed, and directories of one database given for several.
+    pub fn check<'a>(&self, sources: impl IntoIterator<Item = &'a Source>) -> Result<(), Failure> {
+        let given = [
+            ("--wal-dir", self.wal_dir.is_some()),
+            ("--db-path", !self.db_paths.is_empty()),
+            ("--cf-path", !self.cf_paths.is_empty()),
+        ];
+        let Some((flag, _)) = given.into_iter().find(|(_, given)| *given) else { return Ok(()) };
+        let rocksdb = |source: &&Source| source.engine == Engine::RocksDb;
+        let why = match sources.into_iter().filter(rocksdb).count() {
+            1 => return Ok(()),
+            0 => "no source is a RocksDB database",
+            _ => "its directories belong to one of the RocksDB databases; back that one up by itself",
+        };
+        Err(Failure::new(Kind::Usage, format!("{flag}: {why}")))
+    }
+
     /// What is to stay free on the source's disk.
     pub fn reserve(&self) -> Reserve {
         match self.reserve {

@@ -10,7 +10,7 @@ use crate::cli::Restore;
 use crate::failure::{Failure, Kind};
 use crate::repository::open_repository;
 use crate::session::{Session, full_share};
-use crate::sizes::{bytes, span};
+use crate::sizes::{bytes, count, span};
 
 /// Brings one backup back.
 pub async fn run(session: &Session, args: &Restore) -> Result<(), Failure> {
@@ -34,9 +34,9 @@ pub async fn run(session: &Session, args: &Restore) -> Result<(), Failure> {
         })
         .await?;
     session.console.line(format!(
-        "backup {backup} is in {}: {} files, {} in {}",
+        "backup {backup} is in {}: {}, {} in {}",
         args.to.display(),
-        outcome.files,
+        count(outcome.files, "file"),
         bytes(outcome.bytes),
         span(session.clock.monotonic().saturating_sub(began)),
     ));

@@ -10,7 +10,7 @@ use crate::commands::snapshots;
 use crate::failure::Failure;
 use crate::repository::open_repository;
 use crate::session::Session;
-use crate::sizes::{bytes, span};
+use crate::sizes::{bytes, count, span};
 
 /// Everything about one backup.
 pub async fn run(session: &Session, args: &Show) -> Result<(), Failure> {
@@ -40,14 +40,14 @@ pub async fn run(session: &Session, args: &Show) -> Result<(), Failure> {
     ));
     for source in &draft.sources {
         console.answer(format!(
-            "source   {}: {} at {}, {} files, {}, window {} ({} attempts)",
+            "source   {}: {} at {}, {}, {}, window {} ({})",
             source.name,
             source.url,
             source.instant,
-            source.file_count,
+            count(source.file_count, "file"),
             bytes(source.bytes),
             span(Duration::from_micros(source.window_us)),
-            source.attempts,
+            count(source.attempts.into(), "attempt"),
         ));
         if args.files {
             list_files(session, &repo, source).await?;

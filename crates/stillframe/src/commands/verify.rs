@@ -8,7 +8,7 @@ use crate::cli::{Level, Verify};
 use crate::failure::{Failure, Kind};
 use crate::repository::open_repository;
 use crate::session::{Session, full_share};
-use crate::sizes::{bytes, span};
+use crate::sizes::{bytes, count, span};
 
 /// Looks at one backup; damage is a failure of its own kind.
 pub async fn run(session: &Session, args: &Verify) -> Result<(), Failure> {
@@ -46,10 +46,10 @@ pub async fn run(session: &Session, args: &Verify) -> Result<(), Failure> {
         })
         .await?;
     session.console.line(format!(
-        "backup {backup} is sound at level {word}: {} files, {}, {} packs, looked at in {}",
-        outcome.files,
+        "backup {backup} is sound at level {word}: {}, {}, {}, looked at in {}",
+        count(outcome.files, "file"),
         bytes(outcome.bytes),
-        outcome.packs,
+        count(outcome.packs, "pack"),
         span(session.clock.monotonic().saturating_sub(began)),
     ));
     session.console.object(

@@ -53,12 +53,18 @@ pub struct Restored {
     pub took: Duration,
 }
 
+/// Busy, but within limits as real ones are: what changes between two backups is a part of what there is.
 fn fjall_load() -> FjallLoad {
-    FjallLoad { batches_per_second: Some(2000), value_bytes: (200, 2000), ..FjallLoad::default() }
+    FjallLoad {
+        batches_per_second: Some(1000),
+        value_bytes: (1000, 3000),
+        separate_values: true,
+        ..FjallLoad::default()
+    }
 }
 
 fn sqlite_load() -> SqliteLoad {
-    SqliteLoad { transactions_per_second: Some(1000), filler_rows: 20_000, ..SqliteLoad::default() }
+    SqliteLoad { transactions_per_second: Some(1000), filler_rows: 60_000, ..SqliteLoad::default() }
 }
 
 impl Stage {

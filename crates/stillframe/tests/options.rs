@@ -1,0 +1,196 @@
+//! Options of the commands, each shown by what it changes.
+#![allow(clippy::unwrap_used, reason = "a test stops at what it did not expect")]
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+
+use serde_json::Value;
+
+struct Scene {
+    dir: tempfile::TempDir,
+}
+
+impl Scene {
+    /// Two trees and a repository.
+    fn new() -> Self {
+        let scene = Self { dir: tempfile::tempdir().unwrap() };
+        for (name, text) in [("one/a", "first"), ("two/b", "second")] {
+            std::fs::create_dir(scene.path(name).parent().unwrap()).unwrap();
+            std::fs::write(scene.path(name), text).unwrap();
+        }
+        scene.good(&["repo", "init", "repo"]);
+        scene
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
+    }
+
+    fn run(&self, words: &[&str]) -> Output {
+        Command::new(env!("CARGO_BIN_EXE_stillframe"))
+            .args(words)
+            .current_dir(self.dir.path())
+            .env("STILLFRAME_STATE_DIR", self.path("state"))
+            .env("STILLFRAME_CACHE_DIR", self.path("cache"))
+            .env("STILLFRAME_REPO", self.path("repo"))
+            .env("STILLFRAME_PASSPHRASE", "one")
+            .output()
+            .unwrap()
+    }
+
+    /// Standard output of a command that works.
+    fn good(&self, words: &[&str]) -> String {
+        let output = self.run(words);
+        assert!(output.status.success(), "{words:?}: {}", String::from_utf8_lossy(&output.stderr));
+        String::from_utf8(output.stdout).unwrap()
+    }
+
+    /// The objects that it prints.
+    fn objects(&self, words: &[&str]) -> Vec<Value> {
+        let out = self.good(&[&["--json"], words].concat());
+        out.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
+    }
+
+    /// Standard error of a command that must fail with this code.
+    fn bad(&self, words: &[&str], code: i32) -> String {
+        let output = self.run(words);
+        assert_eq!(
+            output.status.code(),
+            Some(code),
+            "{words:?}: {}",
+            String::from_utf8_lossy(&output.stderr)
+        );
+        String::from_utf8(output.stderr).unwrap()
+    }
+
+    fn back_up(&self, words: &[&str]) -> Value {
+        let all = [&["backup", "--reserve", "0"], words].concat();
+        self.objects(&all).into_iter().find(|object| object["type"] == "backup").unwrap()
+    }
+}
+
+fn names(dir: &Path) -> Vec<String> {
+    let entries = std::fs::read_dir(dir).unwrap();
+    let mut names: Vec<_> = entries.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
+    names.sort();
+    names
+}
+
+#[test]
+fn one_source_of_several_comes_back_alone_and_under_another_name() {
+    let scene = Scene::new();
+    let backup = scene.back_up(&["files:one", "files:two"]);
+    let sources: Vec<_> =
+        backup["sources"].as_array().unwrap().iter().map(|source| &source["name"]).collect();
+    assert_eq!(sources, ["one", "two"]);
+    scene.good(&["restore", "latest", "--to", "both"]);
+    assert_eq!(names(&scene.path("both")), ["one", "two"]);
+    scene.good(&["restore", "latest", "--to", "alone", "--source", "two"]);
+    assert_eq!(names(&scene.path("alone")), ["b"]);
+    scene.good(&["restore", "latest", "--to", "mapped", "--map", "one=uno", "--map", "two=deep/dos"]);
+    assert_eq!(std::fs::read_to_string(scene.path("mapped/uno/a")).unwrap(), "first");
+    assert_eq!(std::fs::read_to_string(scene.path("mapped/deep/dos/b")).unwrap(), "second");
+    for (map, said) in [("three=x", "three"), ("one=../x", "../x"), ("one=two", "two")] {
+        let error = scene.bad(&["restore", "latest", "--to", "refused", "--map", map], 2);
+        assert!(error.contains(said) && !scene.path("refused").exists(), "{map}: {error}");
+    }
+    assert!(scene.bad(&["restore", "latest", "--to", "refused", "--source", "three"], 2).contains("three"));
+}
+
+#[test]
+fn names_and_tags_select_and_a_name_of_several_is_told_with_dates() {
+    let scene = Scene::new();
+    let nightly = scene.back_up(&["files:one", "--name", "nightly", "--tag", "a", "--tag", "b"]);
+    scene.back_up(&["files:one", "--name", "weekly", "--tag", "b"]);
+    let ids = |words: &[&str]| -> Vec<Value> {
+        scene.objects(words).into_iter().map(|object| object["id"].clone()).collect()
+    };
+    assert_eq!(ids(&["snapshots"]).len(), 2);
+    assert_eq!(ids(&["snapshots", "--tag", "b"]).len(), 2);
+    assert_eq!(ids(&["snapshots", "--tag", "a"]), [nightly["id"].clone()]);
+    assert_eq!(ids(&["snapshots", "--name", "nightly"]), [nightly["id"].clone()]);
+    scene.back_up(&["files:one", "--name", "nightly"]);
+    let error = scene.bad(&["show", "nightly"], 24);
+    assert!(error.contains(nightly["id"].as_str().unwrap()) && error.contains(" of 2"), "{error}");
+}
+
+#[test]
+fn a_dry_run_captures_and_leaves_the_repository_as_it_is() {
+    let scene = Scene::new();
+    let digest =
+        || stillframe_testkit::tree_digest(&scene.path("repo"), stillframe_testkit::Detail::Content).unwrap();
+    let before = digest();
+    let plan = scene.objects(&["backup", "files:one", "--reserve", "0", "--dry-run"]).pop().unwrap();
+    assert_eq!((&plan["type"], &plan["sources"][0]["bytes"]), (&"plan".into(), &5.into()));
+    assert_eq!(digest(), before);
+    assert!(scene.objects(&["snapshots"]).is_empty());
+}
+
+#[test]
+fn quiet_says_nothing_that_was_not_asked_for() {
+    let scene = Scene::new();
+    for words in [
+        &["-q", "backup", "files:two", "--reserve", "0"][..],
+        &["-q", "verify"],
+        &["-q", "restore", "latest", "--to", "back"],
+    ] {
+        assert_eq!(scene.good(words), "", "{words:?}");
+    }
+    assert_eq!(scene.good(&["-q", "snapshots"]).lines().count(), 1, "a list is what was asked for");
+    std::fs::write(scene.path("one/large"), vec![7; 1 << 20]).unwrap();
+    let types = |words: &[&str]| -> Vec<Value> {
+        scene.objects(words).into_iter().map(|object| object["type"].clone()).collect()
+    };
+    let backup = ["backup", "files:one", "--reserve", "0"];
+    assert!(types(&backup).contains(&"progress".into()));
+    assert!(!types(&[&["-q"], &backup[..]].concat()).contains(&"progress".into()));
+}
+
+#[test]
+fn options_that_nothing_can_heed_are_refused() {
+    let scene = Scene::new();
+    let error = scene.bad(&["backup", "files:one", "--wal-dir", "two"], 2);
+    assert!(error.contains("--wal-dir") && error.contains("RocksDB"), "{error}");
+    let error = scene.bad(&["image", "create", "files:one", "--to", "x", "--cf-path", "default=two"], 2);
+    assert!(error.contains("--cf-path"), "{error}");
+    for (words, said) in [
+        (&["jobs", "--limit", "0"][..], "--limit"),
+        (&["backup", "files:one", "--cpu-percent", "0"], "--cpu-percent"),
+        (&["backup", "files:one", "--limit-bandwidth", "fast"], "fast"),
+        (&["backup", "files:one", "--reserve", "200%"], "200%"),
+        (&["backup", "files:one", "files:one"], "twice"),
+        (&["repo", "init", "s4://bucket"], "s4"),
+    ] {
+        assert!(scene.bad(words, 2).contains(said), "{words:?}");
+    }
+}
+
+#[test]
+fn passphrases_come_from_files_and_their_number_is_shown() {
+    let scene = Scene::new();
+    std::fs::write(scene.path("first"), "one\nthe rest is for people\n").unwrap();
+    std::fs::write(scene.path("second"), "zwei\n").unwrap();
+    scene.good(&[
+        "key",
+        "add",
+        "--passphrase-file",
+        "first",
+        "--new-passphrase-file",
+        "second",
+        "--label",
+        "deux",
+    ]);
+    scene.good(&["snapshots", "--passphrase-file", "second"]);
+    let keys = scene.objects(&["key", "list"]);
+    assert!(keys.len() == 2 && keys.iter().any(|key| key["label"] == "deux"), "{keys:?}");
+    std::fs::write(scene.path("second"), "drei\n").unwrap();
+    assert!(!scene.bad(&["snapshots", "--passphrase-file", "second"], 12).contains("drei"));
+}
+
+#[test]
+fn a_share_of_the_processor_and_of_the_line_still_make_whole_backups() {
+    let scene = Scene::new();
+    std::fs::write(scene.path("one/large"), stillframe_testkit::Content::new(1, 1.0).bytes(3 << 20)).unwrap();
+    scene.back_up(&["files:one", "--cpu-percent", "20", "--limit-bandwidth", "10MiB", "--fast"]);
+    scene.good(&["verify", "--level", "open"]);
+}
