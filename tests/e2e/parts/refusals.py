@@ -57,7 +57,6 @@ def spoiled_sources(trial, root, writer):
 
     table = sorted(path.name for path in writer.dir.glob("*.sst"))[-1]
     number = str(int(table.removesuffix(".sst")))
-    damaged = NOT_CAPTURABLE
     manifest = (writer.dir / "CURRENT").read_text().strip()
 
     def cut(path):
@@ -73,21 +72,21 @@ def spoiled_sources(trial, root, writer):
         (state / table).unlink()
         (state / "LOG").unlink()
 
-    refuse(trial, "a live table is missing", spoiled("missing", without_diary), damaged, [number])
+    refuse(trial, "a live table is missing", spoiled("missing", without_diary), NOT_CAPTURABLE, [number])
     # The copy's LOG still names the original's directory, where a file of that name is: another database's.
-    refuse(trial, "a live table is missing in a copied database", spoiled("copied", lambda s: (s / table).unlink()), damaged, [number])
-    refuse(trial, "a live table is too short", spoiled("short", lambda s: cut(s / table)), damaged, [table])
-    refuse(trial, "no log at all", spoiled("logless", lambda s: [log.unlink() for log in s.glob("*.log")]), (*damaged, USAGE), ["log"])
-    refuse(trial, "no CURRENT", spoiled("currentless", lambda s: (s / "CURRENT").unlink()), damaged, ["CURRENT"])
-    refuse(trial, "CURRENT without a newline", spoiled("torn-current", odd_current(manifest.encode())), damaged, ["CURRENT"])
-    refuse(trial, "CURRENT leads out of the directory", spoiled("leading", odd_current(b"../MANIFEST-000001\n")), damaged, ["CURRENT"])
-    refuse(trial, "CURRENT of random bytes", spoiled("encrypted", lambda s: garbage(s / "CURRENT")), damaged, ["CURRENT"])
-    refuse(trial, "MANIFEST of random bytes", spoiled("odd-manifest", lambda s: garbage(s / manifest)), damaged, [manifest])
-    refuse(trial, "MANIFEST is missing", spoiled("no-manifest", lambda s: (s / manifest).unlink()), damaged, ["MANIFEST"])
+    refuse(trial, "a live table is missing in a copied database", spoiled("copied", lambda s: (s / table).unlink()), NOT_CAPTURABLE, [number])
+    refuse(trial, "a live table is too short", spoiled("short", lambda s: cut(s / table)), NOT_CAPTURABLE, [table])
+    refuse(trial, "no log at all", spoiled("logless", lambda s: [log.unlink() for log in s.glob("*.log")]), USAGE, ["log"])
+    refuse(trial, "no CURRENT", spoiled("currentless", lambda s: (s / "CURRENT").unlink()), NOT_CAPTURABLE, ["CURRENT"])
+    refuse(trial, "CURRENT without a newline", spoiled("torn-current", odd_current(manifest.encode())), NOT_CAPTURABLE, ["CURRENT"])
+    refuse(trial, "CURRENT leads out of the directory", spoiled("leading", odd_current(b"../MANIFEST-000001\n")), NOT_CAPTURABLE, ["CURRENT"])
+    refuse(trial, "CURRENT of random bytes", spoiled("encrypted", lambda s: garbage(s / "CURRENT")), NOT_CAPTURABLE, ["CURRENT"])
+    refuse(trial, "MANIFEST of random bytes", spoiled("odd-manifest", lambda s: garbage(s / manifest)), NOT_CAPTURABLE, [manifest])
+    refuse(trial, "MANIFEST is missing", spoiled("no-manifest", lambda s: (s / manifest).unlink()), NOT_CAPTURABLE, ["MANIFEST"])
     refuse(trial, "stacked BlobDB", spoiled("stacked", lambda s: (s / "blob_dir").mkdir()), NOT_CAPTURABLE, ["blob_dir"])
     refuse(trial, "Titan", spoiled("titan", lambda s: (s / "titandb").mkdir()), NOT_CAPTURABLE, ["titandb"])
     empty = trial.workplace.dir("empty")
-    refuse(trial, "a wrong log directory", spoiled("elsewhere", lambda s: None), (*damaged, USAGE), ["log", "--wal-dir"], ["--wal-dir", empty])
+    refuse(trial, "a wrong log directory", spoiled("elsewhere", lambda s: None), USAGE, ["log", "--wal-dir"], ["--wal-dir", empty])
     refuse(trial, "an empty directory", f"rocksdb:{trial.workplace.dir('none')}", NOT_CAPTURABLE)
     refuse(trial, "a directory that is not there", f"rocksdb:{root / 'absent'}", NOT_CAPTURABLE, ["absent"])
 
@@ -98,7 +97,7 @@ def other_directories(trial, root, release):
     try:
         if not list((root / "paths" / "own").glob("*.sst")):
             raise Failed("the writer put no table into its family's own directory")
-        refuse(trial, "a family's own directory that nobody named", writer.source, (NOT_CAPTURABLE, USAGE), ["--cf-path"])
+        refuse(trial, "a family's own directory that nobody named", writer.source, USAGE, ["--cf-path"])
     finally:
         writer.close()
 
