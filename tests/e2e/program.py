@@ -38,7 +38,7 @@ class Outcome:
 
 class Program:
     def __init__(self, path, workplace, env=None):
-        self.path = Path(path)
+        self.path = Path(path).resolve()
         self.workplace = workplace
         if not self.path.is_file():
             raise Failed(f"{self.path} is not there: build it first")

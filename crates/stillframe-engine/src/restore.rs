@@ -11,7 +11,7 @@ use stillframe_capture::{Engine, SNAPSHOT_FILE, Snapshot, rewrite_wal_dir};
 use stillframe_jobs::{Job, Phase, Progress};
 use stillframe_repo::{BackupId, FileEntry, FileKind, Manifest, Repository, SourceForm, SourceManifest};
 use stillframe_storage::{
-    Attributes, PublishError, RelativePath, StagingDir, disk_space, failpoint, sweep_leftovers,
+    Attributes, MadeDirs, PublishError, RelativePath, StagingDir, disk_space, failpoint, sweep_leftovers,
     sync_filesystem,
 };
 
@@ -78,7 +78,7 @@ pub async fn restore(
     let target = place_of(&options.target)?;
     let chosen = choose(&manifest, options)?;
     let parent = target.parent().ok_or_else(|| EngineError::Occupied(target.clone()))?;
-    std::fs::create_dir_all(parent).map_err(EngineError::io("create", parent))?;
+    let made = MadeDirs::make(parent).map_err(EngineError::io("create", parent))?;
     refuse_too_large(parent, &chosen)?;
     surroundings.tell(Event::Staging(parent.to_owned()));
     if let Err(error) = sweep_leftovers(parent) {
@@ -100,6 +100,7 @@ pub async fn restore(
         })
     });
     sealed.await.map_err(|_| EngineError::Bug("publishing panicked".into()))??;
+    made.keep();
     Ok(outcome)
 }
 

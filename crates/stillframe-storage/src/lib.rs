@@ -32,7 +32,7 @@ pub use attributes::{Attributes, since_1970};
 pub use bandwidth::BandwidthLimit;
 pub use byte_size::ByteSize;
 pub use clock::{Clock, SystemClock};
-pub use durable::{sync_dir, sync_filesystem, sync_tree_dirs};
+pub use durable::{MadeDirs, sync_dir, sync_filesystem, sync_tree_dirs};
 pub use failpoint::failpoint;
 pub use location::{Location, LocationError, open};
 pub use lock::lock_at;

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use stillframe_repo::{Encryption, InitOptions, Passphrase, Repository, Unlock};
 use stillframe_storage::object_store::ObjectStore;
-use stillframe_storage::{Clock, Location, open};
+use stillframe_storage::{Clock, Location, MadeDirs, open};
 
 use crate::cli::{PassphraseArgs, RepoArgs};
 use crate::failure::{Failure, Kind};
@@ -88,8 +88,9 @@ pub async fn init_repository(
         })?;
         Encryption::Passphrase(passphrase(&secret))
     };
+    let mut made = None;
     if let Location::Directory(path) = &location {
-        std::fs::create_dir_all(path).map_err(|error| {
+        let dirs = MadeDirs::make(path).map_err(|error| {
             let kind = if error.kind() == std::io::ErrorKind::PermissionDenied {
                 Kind::Permission
             } else {
@@ -97,11 +98,14 @@ pub async fn init_repository(
             };
             Failure::new(kind, format!("cannot make {}: {error}", path.display()))
         })?;
+        made = Some(dirs);
     }
     let store = open(&location)?;
     let options = InitOptions { label: "first".to_owned(), ..InitOptions::new(encryption, clock) };
-    let made = Repository::init(store, &options, &place::cache_dir()?).await;
-    made.map_err(|error| in_place(&location, error))
+    let repository = Repository::init(store, &options, &place::cache_dir()?).await;
+    let repository = repository.map_err(|error| in_place(&location, error))?;
+    made.map(MadeDirs::keep);
+    Ok(repository)
 }
 
 /// Wrapped so that it is wiped and never printed.

@@ -221,6 +221,21 @@ async fn whichever_pack_is_lost_or_cut_the_next_backup_does_not_rely_on_it() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_restore_that_fails_takes_away_the_directories_that_it_made() {
+    let house = House::new().await;
+    let tree = house.data("tree");
+    make_tree(&tree);
+    let backup = house.back_up(&[&format!("files:{}", tree.display())]).await.unwrap().id;
+    let target = house.out("made/for/it/target");
+    house.store.inject(Fault::nth_of(Operation::Get, "packs", 4, Effect::FailBefore).forever());
+    house.restore(backup, &target).await.unwrap_err();
+    assert!(!house.out("made").exists());
+    house.store.heal();
+    house.restore(backup, &target).await.unwrap();
+    assert!(target.join("deep/large").exists());
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn what_was_read_counts_as_done_when_it_is_sent() {
     let house = House::new().await;
     let tree = house.data("tree");
