@@ -27,7 +27,7 @@ pub(crate) struct Arguments {
     /// Where the data and repositories go; 20 GB must be free at full size, 40 GB with --full [default: target/bench]
     #[arg(long, value_name = "DIR")]
     pub(crate) work: Option<PathBuf>,
-    /// Also what takes long: memory at 8 GiB
+    /// Also what takes long: memory at 8 GiB, and beside an index of 10 000 000 chunks
     #[arg(long)]
     pub(crate) full: bool,
     /// How many images the capture part takes of each writer

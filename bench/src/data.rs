@@ -49,7 +49,7 @@ impl Data {
                 let data = SqliteData::fill(workshop, "data", workshop.scaled(500_000_000), 0.5)?;
                 Ok(Some(Self::Sqlite(data)))
             }
-            Part::Capture | Part::Memory => Ok(None),
+            Part::Capture | Part::Memory | Part::Index => Ok(None),
         }
     }
 

@@ -69,6 +69,8 @@ fn run(arguments: &Arguments) -> Result<(), BenchError> {
         match part {
             Part::Capture => results.captures = captures::run(&workshop)?,
             Part::Memory => results.rows.extend(memory::run(&workshop)?),
+            Part::Index if !workshop.full => say("   only with --full"),
+            Part::Index => results.rows.extend(memory::beside_large_index(&workshop)?),
             _ => {
                 let (rows, facts) = comparison::run(&workshop, part)?;
                 results.rows.extend(rows);

@@ -1,8 +1,10 @@
 //! Whether memory stays bounded when the data grow.
 
+use std::process::Command;
+
 use crate::comparison::settle;
 use crate::error::BenchError;
-use crate::measurement::{Ends, measure};
+use crate::measurement::{Ends, call, measure};
 use crate::part::Part;
 use crate::results::{Row, Work};
 use crate::source::Source;
@@ -52,5 +54,46 @@ fn at_size(workshop: &Workshop, bytes: u64) -> Result<Vec<Row>, BenchError> {
     for row in &rows {
         say(&format!("   {}: {} MiB", row.work.title(), row.peak_rss() >> 20));
     }
+    Ok(rows)
+}
+
+/// Chunks of the repository that others have filled.
+const CHUNKS: u64 = 10_000_000;
+
+/// A backup of 1 GiB into a repository that has very many chunks already, on a machine that knows nothing of them; then one more.
+pub(crate) fn beside_large_index(workshop: &Workshop) -> Result<Vec<Row>, BenchError> {
+    let (shop, dir) = (workshop.empty_dir("shop")?, workshop.empty_dir("data")?);
+    let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
+    let mut writer = Command::new(cargo);
+    writer.args([
+        "run",
+        "--release",
+        "--locked",
+        "--quiet",
+        "--package",
+        "stillframe-repo",
+        "--example",
+        "large_index",
+        "--",
+    ]);
+    call(writer.args(["write", &workshop.scaled(CHUNKS).to_string()]).arg(&shop))?;
+    let (made, repository) = (shop.join("store"), tools::repository(&shop));
+    std::fs::rename(&made, &repository).map_err(BenchError::io("moving", &made))?;
+    workshop.remove(&shop.join("cache"))?;
+    let before = bytes_below(&repository)?;
+    stillframe_testkit::write_files(&dir, GIB / FILE, FILE, workshop.seed, 0.5)
+        .map_err(BenchError::io("writing below", &dir))?;
+    let source = Source::Files(dir.clone());
+    let tool = Stillframe::new(&workshop.stillframe, Pace::Fast);
+    let mut rows = Vec::new();
+    for work in [Work::Full, Work::Unchanged] {
+        settle(&dir)?;
+        let mut run = measure(&tool.backup(&source, &shop), Ends::Synced)?;
+        run.written = bytes_below(&repository)?.saturating_sub(before);
+        say(&format!("   {}: {} MiB", work.title(), run.peak_rss >> 20));
+        rows.push(Row { part: Part::Index, size: None, work, tool: tool.name(), runs: vec![run] });
+    }
+    workshop.remove(&shop)?;
+    workshop.remove(&dir)?;
     Ok(rows)
 }

@@ -17,6 +17,8 @@ pub(crate) enum Part {
     Tables,
     /// Peak memory at 1 GiB and, with --full, at 8 GiB
     Memory,
+    /// With --full: peak memory beside an index of 10 000 000 chunks
+    Index,
 }
 
 impl Part {
@@ -29,6 +31,7 @@ impl Part {
             Self::Sqlite => "SQLite",
             Self::Tables => "RocksDB, small tables",
             Self::Memory => "peak memory",
+            Self::Index => "files, beside 10⁷ chunks",
         }
     }
 }

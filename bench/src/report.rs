@@ -105,8 +105,9 @@ fn table_of_rows(rows: &[Row]) -> String {
         let ours = rows
             .iter()
             .find(|it| it.part == row.part && it.work == row.work && it.tool == ToolName::Stillframe);
-        let ratio =
-            ours.filter(|_| row.part != Part::Memory).map(|ours| format!("{:.2}", row.wall() / ours.wall()));
+        let ratio = ours
+            .filter(|_| !matches!(row.part, Part::Memory | Part::Index))
+            .map(|ours| format!("{:.2}", row.wall() / ours.wall()));
         table.line([
             row.size.map_or_else(|| row.part.title().to_owned(), |size| format!("files, {} MiB", size >> 20)),
             row.work.title().to_owned(),

@@ -5,11 +5,13 @@ mod writer;
 
 use std::time::Duration;
 
+use serde_json::json;
+
 use crate::failure::{Failure, Kind};
 use crate::interrupt;
 use crate::session::Session;
 use crate::sizes::{bytes, span};
-use stage::{Backup, Stage};
+use stage::{Backup, Restored, Stage};
 
 pub use writer::writer;
 
@@ -84,7 +86,15 @@ async fn play(stage: &mut Stage, session: &Session) -> Result<(), Failure> {
             span(restored.took),
         ));
     }
+    let backups: Vec<_> = rows.iter().map(|(backup, restored)| object(backup, restored)).collect();
+    console.object("demo", json!({ "backups": backups }));
     Ok(())
+}
+
+fn object(backup: &Backup, restored: &Restored) -> serde_json::Value {
+    let micros = |span: Duration| u64::try_from(span.as_micros()).unwrap_or(u64::MAX);
+    json!({ "name": backup.name, "windows_us": backup.windows.map(micros), "backup_us": micros(backup.took),
+        "bytes": backup.bytes, "bytes_stored": backup.stored, "restore_us": micros(restored.took) })
 }
 
 fn told(backup: &Backup) -> String {

@@ -104,7 +104,9 @@ pub async fn init_repository(
     let options = InitOptions { label: "first".to_owned(), ..InitOptions::new(encryption, clock) };
     let repository = Repository::init(store, &options, &place::cache_dir()?).await;
     let repository = repository.map_err(|error| in_place(&location, error))?;
-    made.map(MadeDirs::keep);
+    if let Some(made) = made {
+        made.keep();
+    }
     Ok(repository)
 }
 

@@ -97,6 +97,7 @@ fn what_is_printed_is_what_the_page_says() {
         &["key", "list"],
         &["image", "create", "files:data", "--to", "image", "--reserve", "0"],
         &["image", "validate", "image"],
+        &["demo"],
     ] {
         let (code, last) = scene.run(words);
         assert_eq!(code, 0, "{words:?}: {last}");
