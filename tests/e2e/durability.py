@@ -14,7 +14,7 @@ CALLS = (
     "open,openat,creat,mkdir,mkdirat,link,linkat,symlink,symlinkat,rename,renameat,renameat2,write,writev,pwrite64,pwritev,"
     "copy_file_range,sendfile,ftruncate,fallocate,fsync,fdatasync,syncfs"
 )
-LINE = re.compile(r"^(\d+) (\w+)\((.*)\)\s+= (-?\d+)(?:<(.*?)>)?")
+LINE = re.compile(r"^(\w+)\((.*)\)\s+= (-?\d+)(?:<(.*?)>)?")
 WRITES = ("write", "writev", "pwrite64", "pwritev", "ftruncate", "fallocate", "copy_file_range", "sendfile")
 
 
@@ -25,15 +25,16 @@ def traced(command, trace, **how):
         raise Failed(f"strace of {command[0]}: exit {done.returncode}: {(done.stderr + done.stdout)[-400:]}")
     calls, halves = [], {}
     for line in trace.read_text(errors="replace").splitlines():
-        thread, _, rest = line.partition(" ")
+        thread, _, rest = line.strip().partition(" ")
+        rest = rest.lstrip()
         if rest.endswith("<unfinished ...>"):
             halves[thread] = rest.removesuffix("<unfinished ...>").rstrip()
             continue
-        if rest.lstrip().startswith("<... "):
-            rest = halves.pop(thread, "") + re.sub(r"^\s*<\.\.\. \w+ resumed>", "", rest)
-        found = LINE.match(f"{thread} {rest}")
-        if found and int(found[4]) >= 0:
-            calls.append((found[2], found[3], found[5] or ""))
+        if rest.startswith("<... "):
+            rest = halves.pop(thread, "") + re.sub(r"^<\.\.\. \w+ resumed>", "", rest)
+        found = LINE.match(rest)
+        if found and int(found[3]) >= 0:
+            calls.append((found[1], found[2], found[4] or ""))
     return calls
 
 
