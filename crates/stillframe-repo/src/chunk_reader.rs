@@ -86,7 +86,12 @@ impl ChunkReader {
             }
             match self.read_at(&location).await {
                 Ok(bytes) => return Ok(Some(bytes)),
-                Err(error) => attempt.note(location, error),
+                Err(error) => {
+                    if let Error::Damaged { .. } = error {
+                        self.index.distrust().add(location.pack);
+                    }
+                    attempt.note(location, error);
+                }
             }
         }
         Ok(None)

@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use futures::{StreamExt, TryStreamExt};
 use stillframe_storage::failpoint;
 
+use crate::distrust::Distrust;
 use crate::envelope::{HEADER_LEN, Header, check_repository};
 use crate::error::{Error, Result};
 use crate::index_cache::{IndexCache, Location, listed_as};
@@ -28,15 +29,21 @@ pub(crate) struct Index {
     ring: Arc<KeyRing>,
     io: ObjectIo,
     cache: Arc<IndexCache>,
+    distrust: Distrust,
     /// One refresh at a time; more would do the same work twice.
     refreshing: tokio::sync::Mutex<()>,
     refreshes: AtomicU64,
 }
 
 impl Index {
-    pub(crate) fn new(ring: Arc<KeyRing>, io: ObjectIo, cache: IndexCache) -> Self {
-        let cache = Arc::new(cache);
-        Self { ring, io, cache, refreshing: tokio::sync::Mutex::new(()), refreshes: AtomicU64::new(0) }
+    pub(crate) fn new(ring: Arc<KeyRing>, io: ObjectIo, cache: IndexCache, distrust: Distrust) -> Self {
+        let (cache, refreshing) = (Arc::new(cache), tokio::sync::Mutex::new(()));
+        Self { ring, io, cache, distrust, refreshing, refreshes: AtomicU64::new(0) }
+    }
+
+    /// Packs that were found damaged.
+    pub(crate) fn distrust(&self) -> &Distrust {
+        &self.distrust
     }
 
     /// Where the chunk is said to be. May be stale either way; see [`Self::refresh`].
@@ -44,9 +51,11 @@ impl Index {
         Ok(self.locate_all(&[*id])?.pop().unwrap_or_default())
     }
 
-    /// The same for many, in the order asked for.
+    /// The same for many, in the order asked for. Places in packs that were found damaged come last.
     pub(crate) fn locate_all(&self, ids: &[ChunkId]) -> Result<Vec<Vec<Location>>> {
-        self.cache.locate_all(ids)
+        let mut located = self.cache.locate_all(ids)?;
+        located.iter_mut().for_each(|places| self.distrust.sort(places));
+        Ok(located)
     }
 
     /// How often the index was brought up to date in this process.

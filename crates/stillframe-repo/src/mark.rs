@@ -61,7 +61,13 @@ pub(crate) async fn marked(
     for listed in io.list(Kind::Mark).await? {
         let name = ObjectName::new(Kind::Mark, listed.id);
         let packs = match io.get(name).await {
-            Ok(bytes) => decode(ring, name, &bytes)?,
+            Ok(bytes) => decode(ring, name, &bytes).map_err(|error| match error {
+                Error::Damaged { object, why } => Error::Damaged {
+                    object,
+                    why: format!("{why}; nobody can say which packs are about to be deleted: when no sweep is running, remove it"),
+                },
+                error => error,
+            })?,
             Err(error) if error.is_absent() => continue,
             Err(error) => return Err(error),
         };

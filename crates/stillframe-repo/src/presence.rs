@@ -20,7 +20,7 @@ impl Repository {
     ) -> Result<()> {
         // The index forgets packs that are not listed with the length that they were written with.
         self.index().refresh().await?;
-        let chunks = self.chunk_reader();
+        let (chunks, distrusted) = (self.chunk_reader(), self.index().distrust().all());
         let mut contents = contents.into_iter().filter(|content| *content != ContentRef::EMPTY);
         let mut open: Vec<ContentRef> = Vec::new();
         loop {
@@ -38,10 +38,11 @@ impl Repository {
             let located = self.index().locate_all(&ids)?;
             let mut nodes = Vec::new();
             for (content, places) in batch.into_iter().zip(&located) {
-                match places.iter().find(|place| fits(&content, place)) {
+                let trusted = |place: &&Location| !distrusted.contains(&place.pack) && fits(&content, place);
+                match places.iter().find(trusted) {
                     Some(place) if content.level > 0 => nodes.push((content, place.entry.plain_len.into())),
                     Some(_) => {}
-                    // Looks once more, since a sweep may be moving it, and says what is wrong.
+                    // Looks once more, since a sweep may be moving it, or only its neighbours may be damaged, and says what is wrong.
                     None => {
                         let bytes = chunks.read(&content.id).await?;
                         if content.level > 0 {

@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 use stillframe_storage::object_store::ObjectStore;
 use stillframe_storage::{Clock, failpoint};
 
+use crate::distrust::Distrust;
 use crate::envelope::{HASH_LEN, open_object};
 use crate::error::{Error, Result};
 use crate::index::{Index, blocking};
@@ -18,6 +19,7 @@ use crate::key_object::{KeyDescription, KeyObject, Passphrase, PassphraseCost};
 use crate::key_ring::KeyRing;
 use crate::layout::{CONFIG_OBJECT, Kind, ObjectName};
 use crate::manifest::Manifest;
+use crate::newest::Newest;
 use crate::object_io::{Listed, ObjectIo};
 use crate::{BackupId, ObjectId, RepositoryId};
 
@@ -94,6 +96,7 @@ struct Inner {
     key: ObjectId,
     encrypted: bool,
     index: Arc<Index>,
+    newest: Newest,
     cache_dir: PathBuf,
 }
 
@@ -152,6 +155,16 @@ pub struct Backups {
     pub unreadable: Vec<(BackupId, Error)>,
     /// Manifests without a seal: of running or killed writes.
     pub unfinished: Vec<BackupId>,
+}
+
+/// What is listed, without reading it.
+struct BackupIds {
+    /// Sealed manifests.
+    existing: Vec<BackupId>,
+    /// Manifests that are not sealed.
+    unfinished: Vec<BackupId>,
+    /// Seals whose manifest is gone.
+    lost: Vec<BackupId>,
 }
 
 impl Repository {
@@ -214,8 +227,10 @@ impl Repository {
         let cache_dir = cache_dir.join(config.id.to_string());
         let (cache_ring, dir) = (Arc::clone(&ring), cache_dir.clone());
         let cache = blocking(move || IndexCache::open(cache_ring, &dir)).await?;
-        let index = Arc::new(Index::new(Arc::clone(&ring), io.clone(), cache));
-        Ok(Self { inner: Arc::new(Inner { config, io, ring, key, encrypted, index, cache_dir }) })
+        let distrust = Distrust::new(&cache_dir);
+        let index = Arc::new(Index::new(Arc::clone(&ring), io.clone(), cache, distrust));
+        let newest = Newest::new(&cache_dir);
+        Ok(Self { inner: Arc::new(Inner { config, io, ring, key, encrypted, index, newest, cache_dir }) })
     }
 
     /// Its id, for life.
@@ -240,6 +255,10 @@ impl Repository {
         &self.inner.index
     }
 
+    pub(crate) fn newest(&self) -> &Newest {
+        &self.inner.newest
+    }
+
     pub(crate) fn cache_dir(&self) -> &Path {
         &self.inner.cache_dir
     }
@@ -247,7 +266,7 @@ impl Repository {
     /// What the repository is and how much is in it. Lists everything, reads nothing.
     pub async fn info(&self) -> Result<RepositoryInfo> {
         let Inner { config, io, ring, encrypted, .. } = &*self.inner;
-        let (existing, unfinished) = self.list_backups().await?;
+        let BackupIds { existing, unfinished, .. } = self.list_backups().await?;
         let packs = io.list(Kind::Pack).await?;
         Ok(RepositoryInfo {
             id: config.id,
@@ -307,18 +326,32 @@ impl Repository {
         put_key(self.io(), self.ring(), Some((passphrase, cost)), description).await
     }
 
-    /// Ids of the backups that exist, and of manifests that are not sealed.
-    async fn list_backups(&self) -> Result<(Vec<BackupId>, Vec<BackupId>)> {
+    async fn list_backups(&self) -> Result<BackupIds> {
+        // Seals before manifests: a manifest is put before its seal, so the manifest of a listed seal is not missed.
         let sealed = self.io().list(Kind::Sealed).await?;
         let manifests = self.io().list(Kind::Manifest).await?;
-        let is_sealed = |id: &BackupId| sealed.binary_search_by_key(id, |listed| listed.id).is_ok();
-        Ok(manifests.into_iter().map(|listed| listed.id).partition(is_sealed))
+        let is_in =
+            |list: &[Listed], id: &BackupId| list.binary_search_by_key(id, |listed| listed.id).is_ok();
+        let mut lost = Vec::new();
+        for seal in sealed.iter().filter(|seal| !is_in(&manifests, &seal.id)) {
+            // Forgetting takes the seal first: one that is still there has lost its manifest in another way.
+            if self.io().size(ObjectName::new(Kind::Sealed, seal.id)).await?.is_some() {
+                lost.push(seal.id);
+            }
+        }
+        let manifests = manifests.into_iter().map(|listed| listed.id);
+        let (existing, unfinished) = manifests.partition(|id| is_in(&sealed, id));
+        Ok(BackupIds { existing, unfinished, lost })
     }
 
     /// All backups. One that cannot be read does not hide the others.
     pub async fn backups(&self) -> Result<Backups> {
-        let (existing, unfinished) = self.list_backups().await?;
+        let BackupIds { existing, unfinished, lost } = self.list_backups().await?;
         let mut backups = Backups { unfinished, ..Backups::default() };
+        for id in lost {
+            let manifest = ObjectName::new(Kind::Manifest, id);
+            backups.unreadable.push((id, Error::damaged(&manifest, "it is missing, and was sealed")));
+        }
         let mut read = futures::stream::iter(existing)
             .map(|id| async move {
                 match self.manifest(id).await {
@@ -342,6 +375,9 @@ impl Repository {
         drop(read);
         backups.readable.sort_by_key(|manifest| (manifest.created, manifest.id));
         backups.unreadable.sort_by_key(|(id, _)| *id);
+        if let Some(newest) = backups.readable.last() {
+            self.newest().note(newest.created);
+        }
         Ok(backups)
     }
 
@@ -354,7 +390,17 @@ impl Repository {
                 result => result,
             }
         };
-        let (sealed, bytes) = (get(Kind::Sealed).await?, get(Kind::Manifest).await?);
+        let sealed = get(Kind::Sealed).await?;
+        let bytes = match get(Kind::Manifest).await {
+            // Forgetting takes the seal first.
+            Err(Error::NotFound { .. })
+                if self.io().size(ObjectName::new(Kind::Sealed, id)).await?.is_some() =>
+            {
+                let manifest = ObjectName::new(Kind::Manifest, id);
+                return Err(Error::damaged(&manifest, "it is missing, and was sealed"));
+            }
+            result => result?,
+        };
         let manifest = Manifest::decode(self.ring(), id, &bytes)?;
         let name = ObjectName::new(Kind::Sealed, id);
         let hash = open_object(self.ring(), name, &sealed)?;
@@ -368,9 +414,9 @@ impl Repository {
     /// "cafe" is found by its name whatever the ids of others begin with.
     pub async fn resolve(&self, text: &str) -> Result<BackupId> {
         let not_found = || Error::NotFound { name: text.to_owned() };
-        let (existing, _) = self.list_backups().await?;
+        let BackupIds { existing, lost, .. } = self.list_backups().await?;
         if let Ok(id) = text.parse::<BackupId>()
-            && existing.contains(&id)
+            && (existing.contains(&id) || lost.contains(&id))
         {
             return Ok(id);
         }
@@ -386,7 +432,7 @@ impl Repository {
         let named = backups.readable.iter().filter(|manifest| manifest.draft.name.as_deref() == Some(text));
         let mut ids: Vec<BackupId> = named.map(|manifest| manifest.id).collect();
         if ids.is_empty() {
-            ids.extend(existing.into_iter().filter(is_prefix));
+            ids.extend(existing.into_iter().chain(lost).filter(is_prefix));
         }
         if let [id] = ids.as_slice() {
             return Ok(*id);
@@ -472,7 +518,7 @@ async fn unlock_ring(
     if listed.len() > MAX_KEYS {
         return Err(Error::damaged(&"keys", format!("there are more than {MAX_KEYS} keys")));
     }
-    let (mut wrapped, mut bare, mut damage) = (Vec::new(), Vec::new(), None);
+    let (mut wrapped, mut bare, mut damage, mut others) = (Vec::new(), Vec::new(), None, 0);
     for listed in listed {
         let name = ObjectName::new(Kind::Keys, listed.id);
         let object = match io.get(name).await {
@@ -480,7 +526,7 @@ async fn unlock_ring(
             Err(error) => Err(error),
         };
         match object {
-            Ok(object) if object.repository() != repository => {}
+            Ok(object) if object.repository() != repository => others += 1,
             Ok(object) if object.cost.is_some() => wrapped.push(object),
             Ok(object) => bare.push(object),
             Err(error @ (Error::Damaged { .. } | Error::NewerFormat { .. })) => damage = Some(error),
@@ -489,7 +535,14 @@ async fn unlock_ring(
         }
     }
     if wrapped.is_empty() && bare.is_empty() {
-        return Err(damage.unwrap_or_else(|| Error::damaged(&"keys", "no key of this repository is there")));
+        let lost = || match others {
+            0 => Error::damaged(&"keys", "no key of this repository is there"),
+            _ => Error::damaged(
+                &CONFIG_OBJECT,
+                "it names another repository than the keys that are there: it is damaged, or another's",
+            ),
+        };
+        return Err(damage.unwrap_or_else(lost));
     }
     match unlock {
         Unlock::None => {

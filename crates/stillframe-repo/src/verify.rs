@@ -422,8 +422,15 @@ impl Verifier<'_> {
             self.report.bytes_read += check.bytes_read;
             self.progress.bytes += check.bytes_read;
             self.tell();
-            if let Some(fault) = check.fault {
-                self.judge(check.pack, fault, &mut lost).await?;
+            let distrust = self.repository.index().distrust();
+            match check.fault {
+                Some(fault) => {
+                    if !fault.missing {
+                        distrust.add(check.pack);
+                    }
+                    self.judge(check.pack, fault, &mut lost).await?;
+                }
+                None => distrust.remove(check.pack),
             }
         }
     }

@@ -3,6 +3,7 @@
 use std::collections::HashSet;
 use std::sync::Arc;
 
+use jiff::{SignedDuration, Timestamp};
 use stillframe_storage::{BandwidthLimit, Clock, failpoint};
 use tokio_util::sync::CancellationToken;
 
@@ -85,6 +86,12 @@ pub enum WriteEvent {
         round: u32,
         /// What was taken.
         why: String,
+    },
+    /// This machine's clock says that it is before the newest backup. The new one gets a time after it, so that it is listed as the
+    /// newest.
+    ClockBehind {
+        /// The time of that backup.
+        newest: Timestamp,
     },
     /// The backup exists.
     Sealed {
@@ -259,6 +266,7 @@ impl Writer<'_> {
         repository.index().refresh().await?;
         let marked = mark::marked(repository.io(), repository.ring(), None).await?;
         self.excluded.extend(marked);
+        self.excluded.extend(repository.index().distrust().all());
         Ok(Arc::new(WriteSession::new(
             Arc::clone(repository.ring()),
             Arc::clone(repository.index()),
@@ -284,7 +292,7 @@ impl Writer<'_> {
             format: MANIFEST_FORMAT,
             id,
             repository: self.repository.id(),
-            created: self.options.clock.now(),
+            created: self.time_of_creation(),
             base: session.base().filter(|_| session.needs_base()),
             draft,
             statistics,
@@ -306,6 +314,18 @@ impl Writer<'_> {
                 self.earlier = Statistics { ..manifest.statistics };
                 Ok(Verdict::Taken(why))
             }
+        }
+    }
+
+    /// After that of every backup that this machine knows of.
+    fn time_of_creation(&self) -> Timestamp {
+        let now = self.options.clock.now();
+        match self.repository.newest().get() {
+            Some(newest) if newest >= now => {
+                self.emit(WriteEvent::ClockBehind { newest });
+                newest.saturating_add(SignedDuration::from_micros(1)).unwrap_or(now)
+            }
+            _ => now,
         }
     }
 
@@ -359,6 +379,7 @@ impl Writer<'_> {
         if bytes.last_chunk::<HASH_LEN>() != Some(stored.hash.as_bytes()) {
             return Err(Error::damaged(&manifest, "the store gives back other bytes than it was given"));
         }
+        self.repository.newest().note(stored.manifest.created);
         self.emit(WriteEvent::Sealed { id });
         Ok(())
     }

@@ -218,9 +218,13 @@ async fn a_damaged_manifest_or_seal_is_named_and_hides_no_other_backup() {
         assert_eq!(repository.resolve("b").await.unwrap(), second);
         let report = repository.verify(scene.id, &VerifyOptions::new(VerifyLevel::Exists)).await.unwrap();
         assert_eq!(report.findings[0].object, path.as_ref());
-        // A seal alone, or a manifest alone, is no backup.
+        // A manifest alone is no backup; a seal alone was one.
         store.delete(&path).await.unwrap();
-        assert!(matches!(repository.manifest(scene.id).await, Err(Error::NotFound { .. })));
+        let error = repository.manifest(scene.id).await.unwrap_err();
+        assert_eq!(
+            (error.is_damage(), matches!(error, Error::NotFound { .. })),
+            (kind == "manifests", kind == "sealed")
+        );
         assert_eq!(repository.backups().await.unwrap().readable.len(), 1);
     }
 }
@@ -377,4 +381,57 @@ async fn objects_swapped_by_an_enemy_are_not_taken_for_each_other() {
     assert!(blamed.iter().all(|object| *object == b.as_ref() || object.starts_with("chunk")), "{blamed:?}");
     assert!(!report.is_sound());
     let _ = clock();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_was_seen_to_be_damaged_is_relied_on_by_no_later_backup() {
+    let scene = scene().await;
+    let (cache, files) = (tempfile::tempdir().unwrap(), &scene.content);
+    let repository = open(scene.store.clone(), cache.path()).await;
+    let level = VerifyOptions::new(VerifyLevel::Decrypt);
+    for (turn, how) in ["verified", "read"].into_iter().enumerate() {
+        for path in objects(&scene.store, "packs/").await {
+            change(&scene.store, &path, |bytes| bytes[200 + turn] ^= 1).await;
+        }
+        // Nobody has looked: equal chunks are taken to be there.
+        let blind = write(&repository, "blind", files).await.unwrap().manifest;
+        assert_eq!(blind.statistics.chunks_new, 0, "{how}");
+        let look = async |id| match how {
+            "verified" => repository.verify(id, &level).await.unwrap().is_sound(),
+            _ => read(&repository, id).await.is_ok(),
+        };
+        assert!(!look(blind.id).await, "{how}");
+        let mut again = write(&repository, "again", files).await.unwrap().manifest;
+        // Below a node that is damaged nothing is seen, and reading ends at the first damage: each look finds more.
+        for _ in 0..100 {
+            if look(again.id).await {
+                break;
+            }
+            again = write(&repository, "again", files).await.unwrap().manifest;
+        }
+        assert!(again.statistics.chunks_new > 0, "{how}");
+        let report = repository.verify(again.id, &level).await.unwrap();
+        assert!(report.is_sound(), "{how}: {report:?}");
+        assert_eq!(&read(&repository, again.id).await.unwrap(), files, "{how}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_seal_without_its_manifest_is_damage_and_no_older_backup_is_the_latest() {
+    let scene = scene().await;
+    let cache = tempfile::tempdir().unwrap();
+    let repository = open(scene.store.clone(), cache.path()).await;
+    let second = write(&repository, "b", &scene.content).await.unwrap().manifest.id;
+    scene.store.delete(&Path::from(format!("manifests/{second}"))).await.unwrap();
+    let backups = repository.backups().await.unwrap();
+    assert_eq!(backups.readable.len(), 1);
+    assert!(matches!(&backups.unreadable[..], [(id, Error::Damaged { .. })] if *id == second), "{backups:?}");
+    let latest = repository.resolve("latest").await.unwrap_err();
+    assert!(latest.is_damage() && latest.to_string().contains("by its id"), "{latest}");
+    assert_eq!(repository.resolve(&second.to_string()).await.unwrap(), second);
+    let report = repository.verify(second, &VerifyOptions::new(VerifyLevel::Exists)).await.unwrap();
+    assert!(report.findings[0].why.contains("missing"), "{report:?}");
+    // A manifest without its seal is one that is being written, or was not finished.
+    scene.store.delete(&Path::from(format!("sealed/{}", scene.id))).await.unwrap();
+    assert_eq!(repository.backups().await.unwrap().unfinished, [scene.id]);
 }

@@ -4,13 +4,16 @@
 
 mod support;
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
+use jiff::Timestamp;
 use stillframe_repo::{
     ChunkRef, ContentRef, ContentWriter, Encryption, Error, FileEntry, FileKind, FileListWriter, InitOptions,
     MAX_CHUNK_LEN, ManifestDraft, Repository, SourceManifest, VerifyLevel, VerifyOptions, WriteEvent,
     WriteOptions, WriteSession,
 };
+use stillframe_storage::Clock;
 use stillframe_storage::object_store::ObjectStore;
 use stillframe_storage::object_store::local::LocalFileSystem;
 use stillframe_storage::object_store::memory::InMemory;
@@ -421,4 +424,50 @@ async fn an_encrypted_repository_shows_nothing_of_what_is_in_it() {
         let found = all.windows(clear.len()).any(|window| window == clear);
         assert!(!found, "{:?} can be read", String::from_utf8_lossy(clear));
     }
+}
+
+/// A clock that can be set.
+#[derive(Debug)]
+struct Settable(Mutex<Timestamp>);
+
+impl Clock for Settable {
+    fn now(&self) -> Timestamp {
+        *self.0.lock().unwrap()
+    }
+    fn monotonic(&self) -> Duration {
+        Duration::ZERO
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_clock_that_was_set_back_makes_no_new_backup_an_old_one() {
+    let (store, cache) = (Arc::new(InMemory::new()), tempfile::tempdir().unwrap());
+    let repository = init(store.clone(), cache.path()).await;
+    let clock = Arc::new(Settable(Mutex::new("2026-03-01T00:00:00Z".parse().unwrap())));
+    let warned = Arc::new(Mutex::new(0));
+    let seen = Arc::clone(&warned);
+    let options = WriteOptions {
+        events: Some(Arc::new(move |event| {
+            if let WriteEvent::ClockBehind { newest } = event {
+                assert!(newest.to_string().starts_with("2026-03-01T"));
+                *seen.lock().unwrap() += 1;
+            }
+        })),
+        ..WriteOptions::new(clock.clone())
+    };
+    let write = async |repository: &Repository| {
+        let draft = async |_| Ok::<_, Error>(ManifestDraft::default());
+        repository.write(&options, draft).await.unwrap().manifest.id
+    };
+    let first = write(&repository).await;
+    *clock.0.lock().unwrap() = "2026-01-01T00:00:00Z".parse().unwrap();
+    let second = write(&repository).await;
+    assert_eq!((repository.resolve("latest").await.unwrap(), *warned.lock().unwrap()), (second, 1));
+    // A machine that has seen nothing learns it from the list.
+    let elsewhere = tempfile::tempdir().unwrap();
+    let other = open(store, elsewhere.path()).await;
+    let ids: Vec<_> = other.backups().await.unwrap().readable.iter().map(|backup| backup.id).collect();
+    assert_eq!(ids, [first, second]);
+    let third = write(&other).await;
+    assert_eq!(repository.resolve("latest").await.unwrap(), third);
 }

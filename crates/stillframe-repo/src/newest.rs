@@ -1,0 +1,34 @@
+//! The time of the newest backup that this machine knows of: a clock that was set back must not make a new backup an old one.
+
+use std::path::{Path, PathBuf};
+
+use jiff::Timestamp;
+
+#[derive(Debug)]
+pub(crate) struct Newest {
+    path: PathBuf,
+}
+
+impl Newest {
+    pub(crate) fn new(cache_dir: &Path) -> Self {
+        Self { path: cache_dir.join("newest") }
+    }
+
+    /// `None` where nothing is known, which is no worse than on a new machine.
+    pub(crate) fn get(&self) -> Option<Timestamp> {
+        std::fs::read_to_string(&self.path).ok()?.trim().parse().ok()
+    }
+
+    /// Takes note of a backup.
+    pub(crate) fn note(&self, created: Timestamp) {
+        if self.get().is_some_and(|known| known >= created) {
+            return;
+        }
+        let draft = self.path.with_extension(format!("{}", std::process::id()));
+        let written =
+            std::fs::write(&draft, created.to_string()).and_then(|()| std::fs::rename(&draft, &self.path));
+        if let Err(error) = written {
+            tracing::debug!(%error, "the time of the newest backup could not be noted");
+        }
+    }
+}
