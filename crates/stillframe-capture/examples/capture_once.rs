@@ -40,7 +40,7 @@ fn run() -> Result<(), Box<dyn std::error::Error>> {
     let number = Cell::new(0);
     let random_name = || {
         number.set(number.get() + 1);
-        format!("example-{}-{}", std::process::id(), number.get())
+        format!("{:08x}{:08x}", std::process::id(), number.get())
     };
     let events = |event: Event| match event {
         Event::Warning(warning) => eprintln!("warning: {warning}"),

@@ -7,6 +7,7 @@ use std::time::Duration;
 use stillframe_storage::Clock;
 use tokio_util::sync::CancellationToken;
 
+use crate::staging::refuse_within;
 use crate::{CaptureError, Engine, Image, Source, files, fjall, rocksdb, sqlite};
 
 /// How to capture. The defaults are right for most sources.
@@ -99,6 +100,12 @@ pub fn capture(
     options: &CaptureOptions,
     context: &Context<'_>,
 ) -> Result<Vec<Image>, CaptureError> {
+    // The staging of one may not lie in another either.
+    for (staging, source) in
+        options.staging.iter().flat_map(|staging| sources.iter().map(move |source| (staging, source)))
+    {
+        refuse_within(staging, &source.path)?;
+    }
     let mut images: Vec<Option<Image>> = sources.iter().map(|_| None).collect();
     let transactions = begin_all(sources, options, context)?;
     for (source, image) in sources.iter().zip(&mut images) {

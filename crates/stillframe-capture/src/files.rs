@@ -15,14 +15,14 @@ use rustix::fs::{
     Access, AtFlags, Dir, FileType, Mode, OFlags, Stat, accessat, linkat, openat, readlinkat, statat,
 };
 use rustix::io::Errno;
-use stillframe_storage::{RelativePath, failpoint};
+use stillframe_storage::{RelativePath, failpoint, is_staging_name};
 
 use crate::image::ImageBuilder;
 use crate::pin::FileMeta;
 use crate::snapshot::{FileKind, Role, SNAPSHOT_FILE, SNAPSHOT_VERSION, Snapshot, SnapshotFile, Weakening};
 use crate::sqlite::OpenDatabases;
 use crate::staging::Staging;
-use crate::{CaptureError, CaptureOptions, Context, Engine, Event, Image, Source, ValidationReport};
+use crate::{CaptureError, CaptureOptions, Context, Engine, Image, Source, ValidationReport};
 
 /// The version of this profile.
 const PROFILE: u32 = 1;
@@ -30,8 +30,6 @@ const PROFILE: u32 = 1;
 const SHARD: usize = 8192;
 /// How many files are named in warnings of one kind.
 const NAMED: usize = 20;
-/// Staging directories of other captures, and their locks.
-const OURS: &[u8] = b".stillframe-";
 
 /// Captures a tree.
 pub(crate) fn capture(
@@ -64,7 +62,7 @@ pub(crate) fn capture(
     walk.run(context)?;
     failpoint("files::linked");
     let window = context.clock.monotonic().saturating_sub(began);
-    let weakening = walk.weakening(context);
+    let weakening = walk.weakening();
     let snapshot = Snapshot {
         version: SNAPSHOT_VERSION,
         engine: Engine::Files,
@@ -271,7 +269,8 @@ impl Walk {
         for entry in Dir::read_from(&fd).map_err(CaptureError::io("list", &shown))? {
             let entry = entry.map_err(CaptureError::io("list", &shown))?;
             let name = entry.file_name().to_bytes();
-            if name != b"." && name != b".." && !name.starts_with(OURS) {
+            // Staging directories of other captures, and their locks, are no part of what is backed up.
+            if name != b"." && name != b".." && !is_staging_name(OsStr::from_bytes(name)) {
                 names.push(OsString::from_vec(name.to_vec()));
             }
         }
@@ -443,29 +442,28 @@ impl Walk {
         open(shown) || main.is_some_and(|main| open(Path::new(OsStr::from_bytes(main))))
     }
 
-    fn weakening(&self, context: &Context<'_>) -> Vec<Weakening> {
+    fn weakening(&self) -> Vec<Weakening> {
         let mut weakening = vec![Weakening {
             setting: "files".to_owned(),
             effect: "No consistency is claimed: its files may be from different moments, and a file that was written \
                      to meanwhile may be from several."
                 .to_owned(),
         }];
-        for (setting, left, why) in [
-            ("special files", &self.special, "are sockets, pipes or devices and are not in this image"),
+        for (setting, left, what) in [
+            ("special files", &self.special, "Sockets, pipes and devices are not in this image"),
             (
                 "vanished files",
                 &self.vanished,
-                "went away or changed their kind during the capture and are not in this image",
+                "What went away or changed its kind during the capture is not in this image",
             ),
             (
                 "open databases",
                 &self.databases,
-                "belong to an SQLite database that is captured on its own at the same time and are not in this image",
+                "Files of SQLite databases that are captured on their own at the same time are not in this image",
             ),
         ] {
             if let Some(names) = left.describe() {
-                let effect = format!("{names}: {why}.");
-                (context.events)(Event::Warning(format!("{}: {effect}", self.root.display())));
+                let effect = format!("{what}: {names}.");
                 weakening.push(Weakening { setting: setting.to_owned(), effect });
             }
         }

@@ -13,7 +13,7 @@ use stillframe_storage::{Attributes, PublishError, RelativePath, StagingDir, fai
 
 use crate::pin::{FileMeta, Located, Pins};
 use crate::snapshot::{FileKind, SNAPSHOT_FILE, Snapshot, SnapshotFile};
-use crate::staging::Staging;
+use crate::staging::{Staging, refuse_within};
 use crate::{CaptureError, Context};
 
 /// What a kept image has of the source's tables.
@@ -114,9 +114,13 @@ impl ImageBuilder {
     }
 }
 
-/// Of a directory; `None` for a file, or one that went away meanwhile.
-fn attributes_of(dir: &Path) -> Option<Attributes> {
-    let meta = std::fs::metadata(dir).ok().filter(std::fs::Metadata::is_dir)?;
+/// Of the directory, or, for a file, of the one that holds it: who uses a SQLite database must be able to make files beside it. `None` for
+/// one that went away meanwhile.
+fn attributes_of(source: &Path) -> Option<Attributes> {
+    let mut meta = std::fs::metadata(source).ok()?;
+    if !meta.is_dir() {
+        meta = std::fs::metadata(source.parent()?).ok()?;
+    }
     let modified = meta.modified().ok().and_then(|time| Timestamp::try_from(time).ok());
     Some(Attributes {
         mode: meta.mode() & 0o7777,
@@ -157,6 +161,7 @@ impl Image {
             _ => Path::new("."),
         };
         refuse_occupied(target)?;
+        refuse_within(target, &snapshot.source)?;
         let target_device = std::fs::metadata(parent).map_err(CaptureError::io("open", parent))?.dev();
         let image_dir = staging.image_dir();
         let image_device = std::fs::metadata(&image_dir).map_err(CaptureError::io("open", &image_dir))?.dev();

@@ -39,8 +39,8 @@ pub struct Snapshot {
     /// where nothing can be proven.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub lineage: Option<String>,
-    /// Attributes of the source's main directory, and of those below it that are not among the files. Absent where the source
-    /// is a file.
+    /// Attributes of the source's main directory (of the one that holds it, where the source is a file), and of those below it that are
+    /// not among the files.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub directory: Option<Attributes>,
     /// Directories other than the main one from which files came.

@@ -26,7 +26,7 @@ impl Surroundings {
     pub(crate) fn with<T>(&self, work: impl FnOnce(&Context<'_>) -> T) -> T {
         static NUMBER: AtomicU64 = AtomicU64::new(0);
         let events = |event| self.events.lock().unwrap().push(event);
-        let name = || format!("{}-{}", std::process::id(), NUMBER.fetch_add(1, Ordering::Relaxed));
+        let name = || format!("{:08x}{:08x}", std::process::id(), NUMBER.fetch_add(1, Ordering::Relaxed));
         work(&Context { clock: &self.clock, cancel: &self.cancel, events: &events, random_name: &name })
     }
 

@@ -45,6 +45,8 @@ pub struct CreateOptions {
     pub reserve: Reserve,
     /// Bytes per second to the repository.
     pub bandwidth: Option<Arc<BandwidthLimit>>,
+    /// Rely on nothing that the repository has: read everything, store everything.
+    pub anew: bool,
     /// Where hints are kept that make the next backup faster. May be emptied at any time.
     pub cache_dir: PathBuf,
     /// Who and where, for people.
@@ -104,7 +106,7 @@ struct Held {
     images: Vec<Arc<Image>>,
     unchanged: Vec<Unchanged>,
     base: Option<BackupId>,
-    /// Damage was found in the repository.
+    /// Damage was found in the repository, or the user fears some.
     damaged: bool,
 }
 
@@ -214,8 +216,12 @@ fn hints(repo: &Repository, options: &CreateOptions) -> BaseHints {
 fn again_event(surroundings: &Surroundings) -> Arc<dyn Fn(WriteEvent) + Send + Sync> {
     let surroundings = surroundings.clone();
     Arc::new(move |event| {
-        if let WriteEvent::Again { why, .. } = event {
-            surroundings.tell(Event::Again { why });
+        match event {
+            WriteEvent::Again { why, .. } => surroundings.tell(Event::Again { why }),
+            WriteEvent::ClockBehind { newest } => surroundings.warn(format!(
+                "this machine's clock is behind the newest backup, which is of {newest}: this one is recorded just after it"
+            )),
+            _ => {}
         }
     })
 }
@@ -228,8 +234,8 @@ async fn hold(
     surroundings: &Surroundings,
 ) -> Result<Held, EngineError> {
     let base = find_base(repo, &hints(repo, options), &options.sources, &images).await?;
-    let manifest = base.as_ref().map(|(_, manifest)| manifest);
-    let (mut unchanged, mut damaged) = (Vec::new(), false);
+    let manifest = base.as_ref().map(|(_, manifest)| manifest).filter(|_| !options.anew);
+    let (mut unchanged, mut damaged) = (Vec::new(), options.anew);
     let seed = (surroundings.random_name)();
     for image in &images {
         unchanged.push(match find_unchanged(repo, image, manifest, &seed, job.token()).await? {

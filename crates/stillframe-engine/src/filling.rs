@@ -1,9 +1,10 @@
 //! Files of a restore, filled in batches: many small files or a part of a large one at a time, on several threads.
 
 use std::fs::{File, OpenOptions};
+use std::ops::Range;
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use stillframe_repo::{ChunkReader, ChunkRef, ContentRef, FileEntry, Repository};
@@ -25,7 +26,10 @@ struct Destination {
     entry: FileEntry,
     /// Absent before the first bytes and after the last ones, so that few files are open at a time.
     file: Mutex<Option<Arc<File>>>,
+    length: u64,
     bytes_left: AtomicU64,
+    /// Its last bytes are zeros, which may not have been written.
+    may_end_in_hole: AtomicBool,
     attributes: SetAttributes,
 }
 
@@ -78,9 +82,15 @@ impl<'a> Filling<'a> {
         content: ContentRef,
         attributes: SetAttributes,
     ) -> Result<(), EngineError> {
-        let bytes_left = AtomicU64::new(content.length);
-        let destination =
-            Arc::new(Destination { place, entry, file: Mutex::default(), bytes_left, attributes });
+        let destination = Arc::new(Destination {
+            place,
+            entry,
+            file: Mutex::default(),
+            length: content.length,
+            bytes_left: AtomicU64::new(content.length),
+            may_end_in_hole: AtomicBool::new(false),
+            attributes,
+        });
         if content.length == 0 {
             destination.write(0, &[])?;
             return (self.tell)(Filled { files: 1, bytes: 0 });
@@ -147,17 +157,46 @@ async fn fill(chunks: ChunkReader, batch: Vec<Piece>) -> Result<Filled, EngineEr
     written.map_err(|_| EngineError::Bug("writing chunks panicked".into()))?
 }
 
+/// Zeros of so many bytes, at multiples of it, are not written but left out.
+const HOLE: usize = 64 << 10;
+
+/// Writes the bytes but for long runs of zeros: a new file has those where nothing was written, and takes no room for them.
+fn write_but_holes(file: &File, bytes: &[u8], offset: u64) -> std::io::Result<()> {
+    let is_hole = |piece: &[u8]| piece.len() == HOLE && piece.iter().all(|byte| *byte == 0);
+    let (mut start, mut at) = (0, 0);
+    for piece in bytes.chunks(HOLE) {
+        if is_hole(piece) {
+            write_part(file, bytes, start..at, offset)?;
+            start = at + piece.len();
+        }
+        at += piece.len();
+    }
+    write_part(file, bytes, start..at, offset)
+}
+
+fn write_part(file: &File, bytes: &[u8], part: Range<usize>, offset: u64) -> std::io::Result<()> {
+    let at = offset + u64::try_from(part.start).expect("a usize fits a u64");
+    file.write_all_at(bytes.get(part).expect("a part of the bytes"), at)
+}
+
 impl Destination {
     /// Whether these were the last bytes.
     fn write(&self, offset: u64, bytes: &[u8]) -> Result<bool, EngineError> {
         let file = self.file()?;
-        file.write_all_at(bytes, offset).map_err(EngineError::io("write", &self.place))?;
+        let end = offset + u64::try_from(bytes.len()).expect("a usize fits a u64");
+        if end == self.length && bytes.last() == Some(&0) {
+            self.may_end_in_hole.store(true, Ordering::Release);
+        }
+        write_but_holes(&file, bytes, offset).map_err(EngineError::io("write", &self.place))?;
         let length = u64::try_from(bytes.len()).expect("a usize fits a u64");
         if self.bytes_left.fetch_sub(length, Ordering::AcqRel) > length {
             return Ok(false);
         }
         // Nobody else writes to it any more.
         self.lock().take();
+        if self.may_end_in_hole.load(Ordering::Acquire) {
+            file.set_len(self.length).map_err(EngineError::io("write", &self.place))?;
+        }
         if self.attributes == SetAttributes::WhenFull {
             apply(&file, &self.place, &self.entry)?;
         }
@@ -190,9 +229,13 @@ impl Destination {
 
 /// Gives a file or directory what its entry says.
 pub(crate) fn apply(file: &File, place: &Path, entry: &FileEntry) -> Result<(), EngineError> {
+    attributes(entry)?.apply(file).map_err(EngineError::io("set mode, owner and time of", place))
+}
+
+/// Mode, owner and time of an entry.
+pub(crate) fn attributes(entry: &FileEntry) -> Result<Attributes, EngineError> {
     let modified = entry.modified().ok_or_else(|| {
         EngineError::Unsound(format!("{}: its time of modification does not exist", entry.display_path()))
     })?;
-    let attributes = Attributes { mode: entry.mode, uid: entry.uid, gid: entry.gid, modified };
-    attributes.apply(file).map_err(EngineError::io("set mode, owner and time of", place))
+    Ok(Attributes { mode: entry.mode, uid: entry.uid, gid: entry.gid, modified })
 }

@@ -1,9 +1,9 @@
 //! `restore`: one backup → a directory that appears whole or not at all.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::fs::{DirBuilder, File};
+use std::fs::{DirBuilder, File, Permissions};
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::{DirBuilderExt, MetadataExt};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{Mode, OFlags};
@@ -15,9 +15,11 @@ use stillframe_storage::{
     sync_filesystem,
 };
 
-use crate::filling::{Filled, Filling, SetAttributes, apply};
+use crate::filling::{Filled, Filling, SetAttributes, apply, attributes};
 use crate::{EngineError, Event, Surroundings};
 
+/// Mode of the directory that holds those of several sources.
+const SHARED_ROOT: u32 = 0o755;
 /// A source's description, without its files.
 const MAX_DESCRIPTION: u64 = 64 << 20;
 
@@ -92,6 +94,11 @@ pub async fn restore(
     let outcome = restore_chosen(&into, &chosen, job, surroundings).await?;
     job.enter(Phase::Sealing)?;
     let sealed = tokio::task::spawn_blocking(move || -> Result<(), EngineError> {
+        if !alone {
+            // Each source has a directory of its own below it, with the mode that it had.
+            let opened = std::fs::set_permissions(staging.path(), Permissions::from_mode(SHARED_ROOT));
+            opened.map_err(EngineError::io("set the mode of", staging.path()))?;
+        }
         sync_filesystem(staging.path()).map_err(EngineError::io("make durable", staging.path()))?;
         failpoint("restore::synced");
         staging.publish(&target).map_err(|error| match error {
@@ -157,10 +164,11 @@ fn refuse_unknown_names(into: &Into<'_>, placed: &[Placed<'_>]) -> Result<(), En
     let Some(unknown) = into.options.map.keys().find(|old| !known.contains(old.as_str())) else {
         return Ok(());
     };
-    let names = if known.is_empty() { "none".to_owned() } else { Vec::from_iter(known).join(", ") };
-    Err(EngineError::Usage(format!(
-        "--map: there is no {unknown:?} in the backup; what can be mapped: {names}"
-    )))
+    let mut names = if known.is_empty() { "nothing".to_owned() } else { Vec::from_iter(known).join(", ") };
+    if into.alone {
+        names.push_str(" (a source that comes back alone is the directory of --to itself)");
+    }
+    Err(EngineError::Usage(format!("--map: there is no {unknown:?} to map; what can be mapped: {names}")))
 }
 
 fn refuse_collisions(placed: &[Placed<'_>]) -> Result<(), EngineError> {
@@ -365,7 +373,7 @@ async fn write_list(
                 filling.add(place, entry, content, SetAttributes::WhenFull).await?;
             }
             FileKind::Symlink { ref target } => {
-                unfinished.links.push((place, target.clone()));
+                unfinished.links.push((place, target.clone(), entry));
                 meter.add(Filled { files: 1, bytes: 0 })?;
             }
             FileKind::Directory => {
@@ -384,7 +392,7 @@ struct Unfinished {
     /// Those that are changed once more.
     files: Vec<(PathBuf, FileEntry)>,
     /// Made last of all, so that nothing is ever written through one.
-    links: Vec<(PathBuf, Vec<u8>)>,
+    links: Vec<(PathBuf, Vec<u8>, FileEntry)>,
     /// Their times change with everything that is created in them.
     directories: Vec<(PathBuf, FileEntry)>,
 }
@@ -396,9 +404,11 @@ impl Unfinished {
             let file = File::options().write(true).open(place).map_err(EngineError::io("open", place))?;
             apply(&file, place, entry)?;
         }
-        for (place, target) in &self.links {
+        for (place, target, entry) in &self.links {
             let target = std::ffi::OsStr::from_bytes(target);
             std::os::unix::fs::symlink(target, place).map_err(EngineError::io("link", place))?;
+            let given = attributes(entry)?.apply_to_link(place);
+            given.map_err(EngineError::io("set owner and time of", place))?;
         }
         if let Some(like) = &snapshot.directory {
             apply_to_directories(staged, like)?;

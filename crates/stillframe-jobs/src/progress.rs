@@ -2,7 +2,7 @@
 
 use crate::Phase;
 
-/// How far a phase is. Each phase counts from zero.
+/// How far a phase is. Each phase counts from zero, but for sealing, which keeps the numbers of what is sealed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Progress {
     /// The phase that is counted.

@@ -89,9 +89,12 @@ impl ProgressMeter {
         let now = self.clock.monotonic();
         let before = self.progress;
         if report.phase > self.progress.phase {
-            self.progress = Progress::new(report.phase);
+            // Sealing counts nothing of its own: the numbers are of what is sealed.
+            let kept =
+                if report.phase == Phase::Sealing { self.progress } else { Progress::new(report.phase) };
+            self.progress = Progress { phase: report.phase, ..kept };
             self.samples.clear();
-            self.samples.push_back((now, 0));
+            self.samples.push_back((now, kept.bytes_done));
         }
         self.progress.advance(report);
         if self.samples.back().is_none_or(|(time, _)| now.saturating_sub(*time) >= SAMPLE_EVERY) {

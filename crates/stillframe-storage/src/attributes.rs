@@ -3,9 +3,10 @@
 use std::fs::{File, Permissions};
 use std::io;
 use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
 
 use jiff::Timestamp;
-use rustix::fs::{Gid, Timespec, Timestamps, Uid, futimens};
+use rustix::fs::{AtFlags, CWD, Gid, Timespec, Timestamps, Uid, futimens, utimensat};
 use serde::{Deserialize, Serialize};
 
 /// Mode, owner and time of modification.
@@ -29,9 +30,21 @@ impl Attributes {
         }
         // After the owner, because changing that takes the set-user-id bits away.
         file.set_permissions(Permissions::from_mode(self.mode))?;
+        Ok(futimens(file, &self.timestamps())?)
+    }
+    /// Gives owner (as root) and time to a symbolic link itself; its mode means nothing.
+    pub fn apply_to_link(&self, link: &Path) -> io::Result<()> {
+        if rustix::process::geteuid().is_root() {
+            let (owner, group) = (Some(Uid::from_raw(self.uid)), Some(Gid::from_raw(self.gid)));
+            rustix::fs::chownat(CWD, link, owner, group, AtFlags::SYMLINK_NOFOLLOW)?;
+        }
+        Ok(utimensat(CWD, link, &self.timestamps(), AtFlags::SYMLINK_NOFOLLOW)?)
+    }
+
+    fn timestamps(&self) -> Timestamps {
         let (seconds, nanoseconds) = since_1970(self.modified);
         let time = Timespec { tv_sec: seconds, tv_nsec: nanoseconds.into() };
-        Ok(futimens(file, &Timestamps { last_access: time, last_modification: time })?)
+        Timestamps { last_access: time, last_modification: time }
     }
 }
 

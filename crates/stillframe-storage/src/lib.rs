@@ -27,6 +27,7 @@ mod lock;
 mod relative_path;
 mod space;
 mod staging;
+mod upload_lock;
 
 pub use attributes::{Attributes, since_1970};
 pub use bandwidth::BandwidthLimit;
@@ -39,4 +40,5 @@ pub use lock::lock_at;
 pub use object_store;
 pub use relative_path::{RelativePath, RelativePathError};
 pub use space::{DiskSpace, disk_space};
-pub use staging::{PublishError, StagingDir, sweep_leftovers};
+pub use staging::{PublishError, StagingDir, is_staging_name, sweep_leftovers};
+pub use upload_lock::UploadLock;

@@ -1,7 +1,9 @@
 //! Directories for work in progress: seen by nobody until they are whole, found and removed when their owner died.
 
-use std::fs::{File, OpenOptions};
+use std::ffi::OsStr;
+use std::fs::{DirBuilder, File, OpenOptions};
 use std::io;
+use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{FlockOperation, flock};
@@ -13,6 +15,19 @@ use crate::lock::lock_at;
 /// How every staging directory's name begins. Its lock file has the same name and the ending `.lock`.
 const PREFIX: &str = ".stillframe-";
 const LOCK_SUFFIX: &str = ".lock";
+
+/// Random digits of a name.
+const DIGITS: usize = 16;
+
+/// Whether a file or directory of this name is a staging directory, or the lock of one: `.stillframe-` and 16 lower-case hexadecimal
+/// digits. Nothing else that is called in a similar way is ours.
+pub fn is_staging_name(name: &OsStr) -> bool {
+    let name = name.to_str().and_then(|name| name.strip_prefix(PREFIX));
+    let digits = name.map(|name| name.strip_suffix(LOCK_SUFFIX).unwrap_or(name));
+    digits.is_some_and(|digits| {
+        digits.len() == DIGITS && digits.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'))
+    })
+}
 
 /// A directory `.stillframe-<random>` that belongs to this process.
 ///
@@ -43,15 +58,22 @@ pub enum PublishError {
 }
 
 impl StagingDir {
-    /// Makes one inside `parent`. `name` is 16 random hexadecimal digits or the like, from the caller's generator.
+    /// Makes one inside `parent`, which only its owner may enter. `name` is 16 random lower-case hexadecimal digits, from the caller's
+    /// generator.
     pub fn create(parent: &Path, name: &str) -> io::Result<Self> {
+        if !is_staging_name(OsStr::new(&format!("{PREFIX}{name}"))) {
+            return Err(io::Error::new(
+                io::ErrorKind::InvalidInput,
+                format!("{name:?} is no name for staging"),
+            ));
+        }
         let path = parent.join(format!("{PREFIX}{name}"));
         let lock_path = parent.join(format!("{PREFIX}{name}{LOCK_SUFFIX}"));
         // The lock file first, the directory second: so every directory has a lock file, and one whose lock is free
         // has no owner.
         let lock = lock_at(&lock_path)?;
         failpoint("staging::locked");
-        match std::fs::create_dir(&path) {
+        match DirBuilder::new().mode(0o700).create(&path) {
             Ok(()) => Ok(Self { path, lock_path, _lock: lock }),
             Err(error) => {
                 // Best effort: the sweep finds what is left.
@@ -137,33 +159,44 @@ pub fn sweep_leftovers(parent: &Path) -> io::Result<Vec<PathBuf>> {
 }
 
 fn directory_of_lock(lock_path: &Path) -> Option<PathBuf> {
-    let name = lock_path.file_name()?.to_str()?;
-    let dir = name.strip_suffix(LOCK_SUFFIX).filter(|dir| dir.starts_with(PREFIX))?;
+    let name = lock_path.file_name().filter(|name| is_staging_name(name))?.to_str()?;
+    let dir = name.strip_suffix(LOCK_SUFFIX)?;
     Some(lock_path.with_file_name(dir))
 }
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::fs::PermissionsExt;
+
     use super::*;
 
     #[test]
     fn a_living_owner_keeps_its_directory_and_a_dead_one_loses_it() {
         let parent = tempfile::tempdir().unwrap();
-        let alive = StagingDir::create(parent.path(), "alive").unwrap();
+        let alive = StagingDir::create(parent.path(), "00000000a11fe000").unwrap();
         std::fs::write(alive.path().join("x"), "x").unwrap();
         // What a killed process leaves: a directory and a lock file that nobody holds.
-        let dead = parent.path().join(".stillframe-dead");
+        let dead = parent.path().join(".stillframe-00000000000dead0");
         std::fs::create_dir_all(dead.join("deep")).unwrap();
-        std::fs::write(parent.path().join(".stillframe-dead.lock"), "").unwrap();
-        std::fs::write(parent.path().join("foreign.lock"), "").unwrap();
+        std::fs::write(parent.path().join(".stillframe-00000000000dead0.lock"), "").unwrap();
+        // Names that only look like ours.
+        let foreign = [".stillframe-notes.lock", ".stillframe-00000000000DEAD0.lock", "foreign.lock"];
+        for name in foreign {
+            std::fs::write(parent.path().join(name), "").unwrap();
+            std::fs::create_dir(parent.path().join(name.trim_end_matches(".lock"))).unwrap();
+        }
+        assert_eq!(std::fs::metadata(alive.path()).unwrap().permissions().mode() & 0o777, 0o700);
 
         assert_eq!(sweep_leftovers(parent.path()).unwrap(), vec![dead.clone()]);
         assert!(!dead.exists());
         assert!(alive.path().join("x").exists());
         drop(alive);
-        let left: Vec<_> =
-            std::fs::read_dir(parent.path()).unwrap().map(|e| e.unwrap().file_name()).collect();
-        assert_eq!(left, ["foreign.lock"], "nothing of ours is left and nothing foreign is touched");
+        assert_eq!(
+            std::fs::read_dir(parent.path()).unwrap().count(),
+            2 * foreign.len(),
+            "nothing of ours is left"
+        );
+        assert!(foreign.iter().all(|name| parent.path().join(name).exists()), "nothing foreign is touched");
     }
 
     #[test]
@@ -172,13 +205,13 @@ mod tests {
         let occupied = parent.path().join("occupied");
         std::fs::create_dir(&occupied).unwrap();
         std::fs::write(occupied.join("precious"), "1").unwrap();
-        let staging = StagingDir::create(parent.path(), "a").unwrap();
+        let staging = StagingDir::create(parent.path(), "000000000000000a").unwrap();
         assert!(matches!(staging.publish(&occupied), Err(PublishError::Occupied(_))));
         assert!(occupied.join("precious").exists());
 
         let empty = parent.path().join("empty");
         std::fs::create_dir(&empty).unwrap();
-        let staging = StagingDir::create(parent.path(), "b").unwrap();
+        let staging = StagingDir::create(parent.path(), "000000000000000b").unwrap();
         std::fs::write(staging.path().join("new"), "1").unwrap();
         staging.publish(&empty).unwrap();
         assert!(empty.join("new").exists());

@@ -157,6 +157,9 @@ pub struct Backup {
     /// Capture, and say what a backup would do; write nothing
     #[arg(long)]
     pub dry_run: bool,
+    /// Rely on nothing that the repository has: read and store everything, for instance after verify found damage
+    #[arg(long)]
+    pub anew: bool,
     /// Send at most this many bytes per second (for example 20MiB)
     #[arg(long, value_name = "SIZE")]
     pub limit_bandwidth: Option<Size>,
@@ -172,11 +175,11 @@ pub struct Backup {
 #[command(after_help = "\
 Examples:
   stillframe restore latest -r /backups/node --to /var/lib/node/db-new
-  stillframe restore nightly -r /backups/node --source kv --to /tmp/kv
+  stillframe restore 5f0c -r /backups/node --source kv --to /tmp/kv
 The directory appears whole or not at all. A database whose files lay in several directories comes back in named
 directories below it; the options to set are printed.")]
 pub struct Restore {
-    /// latest, a name, or the beginning of an id
+    /// latest, a name that only one backup has, or the beginning of an id
     pub backup: String,
     #[command(flatten)]
     pub repo: RepoArgs,
@@ -214,7 +217,7 @@ pub struct Snapshots {
 /// `show`.
 #[derive(Debug, Args)]
 pub struct Show {
-    /// latest, a name, or the beginning of an id
+    /// latest, a name that only one backup has, or the beginning of an id
     pub backup: String,
     #[command(flatten)]
     pub repo: RepoArgs,
@@ -232,14 +235,14 @@ pub enum Level {
     Hash,
     /// …and every chunk decrypts to its content
     Decrypt,
-    /// …and the restored database passes its engine's checks
+    /// …and what is restored from it is what its engine can open (SQLite: integrity_check; RocksDB: structure and sizes)
     Open,
 }
 
 /// `verify`.
 #[derive(Debug, Args)]
 pub struct Verify {
-    /// latest, a name, or the beginning of an id
+    /// latest, a name that only one backup has, or the beginning of an id
     #[arg(default_value = "latest")]
     pub backup: String,
     #[command(flatten)]

@@ -10,7 +10,7 @@ use stillframe_engine::Event;
 use stillframe_jobs::Reading;
 use stillframe_storage::Clock;
 
-use crate::failure::Failure;
+use crate::failure::{Failure, Kind};
 use crate::sizes::{bytes, count, span};
 
 /// How much is said, and in what form.
@@ -32,6 +32,8 @@ pub struct Console {
     quiet: bool,
     bar: Mutex<Option<ProgressBar>>,
     told: Mutex<Option<Duration>>,
+    /// Why standard output took no more of the result.
+    unsaid: Mutex<Option<std::io::Error>>,
     clock: Box<dyn Clock>,
 }
 
@@ -47,7 +49,7 @@ impl Console {
         } else {
             Mode::Plain
         };
-        Self { mode, quiet, bar: Mutex::new(None), told: Mutex::new(None), clock }
+        Self { mode, quiet, bar: Mutex::new(None), told: Mutex::new(None), unsaid: Mutex::new(None), clock }
     }
 
     /// Whether results are JSON.
@@ -59,7 +61,7 @@ impl Console {
     pub fn line(&self, text: impl AsRef<str>) {
         if !self.is_json() && self.mode != Mode::Quiet {
             self.clear_bar();
-            print_line(text.as_ref());
+            self.print(text.as_ref());
         }
     }
 
@@ -67,7 +69,7 @@ impl Console {
     pub fn answer(&self, text: impl AsRef<str>) {
         if !self.is_json() {
             self.clear_bar();
-            print_line(text.as_ref());
+            self.print(text.as_ref());
         }
     }
 
@@ -78,7 +80,7 @@ impl Console {
             if let (Some(object), Value::Object(fields)) = (object.as_object_mut(), value) {
                 object.extend(fields);
             }
-            print_line(&object.to_string());
+            self.print(&object.to_string());
         }
     }
 
@@ -104,6 +106,38 @@ impl Console {
             self.object("error", json!({ "kind": failure.kind.word(), "message": failure.message }));
         }
         eprintln!("stillframe: {}", failure.message);
+    }
+
+    /// A text as it is, for another program.
+    pub fn script(&self, text: &[u8]) {
+        let mut out = std::io::stdout().lock();
+        self.note_unsaid(out.write_all(text).and_then(|()| out.flush()));
+    }
+
+    fn print(&self, line: &str) {
+        let mut out = std::io::stdout().lock();
+        self.note_unsaid(writeln!(out, "{line}").and_then(|()| out.flush()));
+    }
+
+    /// A reader that went away (`| head`) wants no more, and the work itself goes on; what is lost in another way was wanted.
+    fn note_unsaid(&self, written: std::io::Result<()>) {
+        if let Err(error) = written
+            && error.kind() != std::io::ErrorKind::BrokenPipe
+        {
+            lock(&self.unsaid).get_or_insert(error);
+        }
+    }
+
+    /// Fails when something of the result could not be printed.
+    pub fn finish(&self) -> Result<(), Failure> {
+        self.clear_bar();
+        match lock(&self.unsaid).take() {
+            None => Ok(()),
+            Some(error) => Err(Failure::new(
+                Kind::Failed,
+                format!("the work is done, but its result could not be written to standard output: {error}"),
+            )),
+        }
     }
 
     /// One event of a verb.
@@ -172,12 +206,6 @@ impl Console {
             None => eprintln!("{text}"),
         }
     }
-}
-
-fn print_line(text: &str) {
-    let mut out = std::io::stdout().lock();
-    // A reader that went away (`| head`) wants no more; the work itself goes on.
-    let _ = writeln!(out, "{text}").and_then(|()| out.flush());
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {

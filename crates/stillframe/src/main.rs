@@ -38,7 +38,8 @@ fn main() -> ExitCode {
             return ExitCode::FAILURE;
         }
     };
-    match runtime.block_on(run(&session, &cli.command)) {
+    let done = runtime.block_on(run(&session, &cli.command));
+    match done.and_then(|()| session.console.finish()) {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => {
             session.console.failure(&failure);
@@ -62,6 +63,10 @@ fn refuse(error: &clap::Error) -> ExitCode {
 }
 
 async fn run(session: &Session, command: &Command) -> Result<(), Failure> {
+    if matches!(command, Command::Backup(_) | Command::Repo(_) | Command::Key(_)) {
+        // What goes into a repository is for its owner: without encryption it is as good as the sources.
+        rustix::process::umask(rustix::fs::Mode::RWXG | rustix::fs::Mode::RWXO);
+    }
     match command {
         Command::Backup(options) => commands::backup::run(session, options).await,
         Command::Restore(options) => commands::restore::run(session, options).await,
@@ -74,7 +79,9 @@ async fn run(session: &Session, command: &Command) -> Result<(), Failure> {
         Command::Jobs(options) => commands::jobs::run(session, options),
         Command::Demo => demo::run(session).await,
         Command::Completions { shell } => {
-            clap_complete::generate(*shell, &mut Cli::command(), "stillframe", &mut std::io::stdout());
+            let mut script = Vec::new();
+            clap_complete::generate(*shell, &mut Cli::command(), "stillframe", &mut script);
+            session.console.script(&script);
             Ok(())
         }
         Command::DemoWriter(options) => {

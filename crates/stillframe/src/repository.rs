@@ -1,16 +1,19 @@
 //! From options to an open repository.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use stillframe_repo::{Encryption, InitOptions, Passphrase, Repository, Unlock};
 use stillframe_storage::object_store::ObjectStore;
-use stillframe_storage::{Clock, Location, MadeDirs, open};
+use stillframe_storage::{Clock, Location, MadeDirs, UploadLock, open};
 
 use crate::cli::{PassphraseArgs, RepoArgs};
 use crate::failure::{Failure, Kind};
 use crate::passphrase::{Question, Secret, obtain};
 use crate::place;
+
+/// What stands in the directory of a repository; which of them make it one, the repository itself says.
+const OBJECTS: [&str; 7] = ["stillframe.json", "keys", "packs", "index", "manifests", "sealed", "marks"];
 
 /// A repository that is known to be there, and all that opening it needs to be asked.
 pub struct Opening {
@@ -43,6 +46,31 @@ impl Opening {
             Err(error) => return Err(in_place(&location, error)),
         };
         Ok(Self { location, cache, state })
+    }
+
+    /// To be held while something is written into it.
+    pub fn uploads(&self) -> Option<UploadLock> {
+        UploadLock::take(&self.location)
+    }
+
+    /// Refuses sources that the repository lies in: each backup would grow by the one before, and a database's own directory is no
+    /// place for anything else.
+    pub fn refuse_within<'a>(&self, sources: impl IntoIterator<Item = &'a Path>) -> Result<(), Failure> {
+        let Location::Directory(repo) = &self.location else { return Ok(()) };
+        let Ok(repo) = std::fs::canonicalize(repo) else { return Ok(()) };
+        let within =
+            |source: &&Path| std::fs::canonicalize(source).is_ok_and(|source| repo.starts_with(source));
+        match sources.into_iter().find(within) {
+            Some(source) => Err(Failure::new(
+                Kind::Usage,
+                format!(
+                    "the repository {} lies in the source {}; keep it elsewhere",
+                    repo.display(),
+                    source.display()
+                ),
+            )),
+            None => Ok(()),
+        }
     }
 
     /// Unlocks it, which takes a tenth of a second of a processor.
@@ -101,6 +129,8 @@ pub async fn init_repository(
         made = Some(dirs);
     }
     let store = open(&location)?;
+    let _uploads = UploadLock::take(&location);
+    refuse_strangers(&location)?;
     let options = InitOptions { label: "first".to_owned(), ..InitOptions::new(encryption, clock) };
     let repository = Repository::init(store, &options, &place::cache_dir()?).await;
     let repository = repository.map_err(|error| in_place(&location, error))?;
@@ -108,6 +138,26 @@ pub async fn init_repository(
         made.keep();
     }
     Ok(repository)
+}
+
+/// What a making that was cut short leaves is ours; anything else says that somebody means another directory.
+fn refuse_strangers(location: &Location) -> Result<(), Failure> {
+    let Location::Directory(path) = location else { return Ok(()) };
+    let failed = |error| Failure::new(Kind::Failed, format!("cannot list {}: {error}", path.display()));
+    for entry in std::fs::read_dir(path).map_err(failed)? {
+        let name = entry.map_err(failed)?.file_name();
+        let is_ours = OBJECTS.iter().any(|ours| name == *ours);
+        // A file system's own.
+        if !is_ours && name != "lost+found" {
+            let message = format!(
+                "{} is not empty: {} is there; give a new directory, or one of its own below it",
+                path.display(),
+                name.display()
+            );
+            return Err(Failure::new(Kind::Usage, message));
+        }
+    }
+    Ok(())
 }
 
 /// Wrapped so that it is wiped and never printed.

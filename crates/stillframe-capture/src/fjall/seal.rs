@@ -208,12 +208,8 @@ fn read_meta(
 }
 
 fn weakening<'a>(keyspaces: impl Iterator<Item = &'a Keyspace>, context: &Context<'_>) -> Vec<Weakening> {
-    let mut weakening = vec![Weakening {
-        setting: "manual_journal_persist of the database".to_owned(),
-        effect: "It is stored nowhere and cannot be seen from outside: if the program sets it, batches that it has \
-                 not persisted are not in this image."
-            .to_owned(),
-    }];
+    // That of the database builder is in no file: the README says what it means.
+    let mut weakening = Vec::new();
     for keyspace in keyspaces.filter(|keyspace| keyspace.manual_journal_persist) {
         let effect = format!(
             "Single inserts into the keyspace {:?} that the program has not persisted are not in this image.",

@@ -153,5 +153,6 @@ fn scratch() -> Result<StagingDir, CaptureError> {
         tracing::debug!(parent = %parent.display(), %error, "leftovers could not be looked for");
     }
     let number = NUMBER.fetch_add(1, Ordering::Relaxed);
-    StagingDir::create(&parent, &format!("validate-{}-{number}", std::process::id())).map_err(failed)
+    StagingDir::create(&parent, &format!("{:08x}{:08x}", std::process::id(), number % (1 << 32)))
+        .map_err(failed)
 }

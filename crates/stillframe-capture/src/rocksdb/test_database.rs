@@ -7,7 +7,9 @@ use super::manifest_writer::{EditBytes, manifest};
 use super::sabotage::Sabotage;
 use super::{capture_with, validate};
 use crate::test_support::Surroundings;
-use crate::{CaptureError, CaptureOptions, Engine, Image, Snapshot, Source, ValidationReport};
+use crate::{
+    CaptureError, CaptureOptions, Context, Engine, Event, Image, Snapshot, Source, ValidationReport,
+};
 
 /// A directory with a database in it, and room for more beside it.
 pub(crate) struct TestDatabase {
@@ -94,6 +96,19 @@ impl TestDatabase {
     ) -> Result<Image, CaptureError> {
         let source = Source { engine: Engine::RocksDb, path: self.dir() };
         self.surroundings.with(|context| capture_with(&source, options, context, sabotage))
+    }
+
+    /// Captures while an engine is at work: `meanwhile` is called at each event, in the middle of the capture.
+    pub(crate) fn capture_while(&self, meanwhile: impl Fn(&Event)) -> Result<Image, CaptureError> {
+        let source = Source { engine: Engine::RocksDb, path: self.dir() };
+        self.surroundings.with(|context| {
+            let events = |event| {
+                meanwhile(&event);
+                (context.events)(event);
+            };
+            let context = Context { events: &events, ..*context };
+            capture_with(&source, &CaptureOptions::default(), &context, Sabotage::None)
+        })
     }
 
     /// Captures into the directory `name` beside the database.

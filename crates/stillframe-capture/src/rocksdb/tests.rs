@@ -1,5 +1,6 @@
 //! Captures of databases that nobody writes to: what is taken, what is left, what is refused.
 
+use std::cell::Cell;
 use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
 
@@ -9,7 +10,7 @@ use super::sabotage::Sabotage;
 use super::test_database::{TestDatabase, names};
 use super::{recognise, rewrite_wal_dir, validate};
 use crate::test_support::{Surroundings, inventory};
-use crate::{CaptureError, CaptureOptions, Role};
+use crate::{CaptureError, CaptureOptions, Event, Role};
 
 fn flag(error: &CaptureError) -> &'static str {
     match error {
@@ -263,6 +264,70 @@ fn a_live_file_that_is_missing_or_has_another_length_is_named() {
     );
     assert!(validate(&database.dir()).is_err());
     assert_eq!(names(database.root.path()), ["db"]);
+}
+
+/// Cuts a file in place, so that every link to it is cut as well.
+fn cut(database: &TestDatabase, name: &str, size: u64) {
+    let file = std::fs::File::options().write(true).open(database.dir().join(name)).unwrap();
+    file.set_len(size).unwrap();
+}
+
+#[test]
+fn a_live_file_that_is_cut_while_the_logs_are_copied_is_named() {
+    for (name, size) in [("000012.sst", 700), ("000013.blob", 162)] {
+        let mut database = TestDatabase::new();
+        database.edit(|e| {
+            // With a unique id, the table itself is not read for its identity, where it would be found short as well.
+            e.number(200, 0).table_4(0, 12, 700, &[(4, &[13]), (12, &[12; 16])]).blob(400, 13, 2, 100);
+        });
+        database.write("000012.sst", &[12; 700]);
+        database.write("000013.blob", &blob(162));
+        // Copying begins when everything is pinned and the pointers were seen to stand still: nothing but a last look at the
+        // pins themselves can show this.
+        let is_cut = Cell::new(false);
+        let captured = database.capture_while(|event| {
+            if matches!(event, Event::Copied { .. }) && !is_cut.replace(true) {
+                cut(&database, name, size - 1);
+            }
+        });
+        assert!(is_cut.get(), "{name}: nothing was tested");
+        let error = captured.map(|image| image.snapshot().attempts).unwrap_err();
+        let what = format!("{name} is damaged: it has {} bytes where its MANIFEST says {size}", size - 1);
+        assert!(error.to_string().contains(&what), "{error}");
+        assert_eq!(names(database.root.path()), ["db"]);
+    }
+}
+
+#[test]
+fn a_table_that_is_deleted_slowly_while_the_logs_are_copied_leads_to_another_attempt() {
+    let mut database = TestDatabase::new();
+    database.edit(|e| {
+        e.deleted(0, 10).table_4(0, 12, 700, &[(12, &[12; 16])]);
+    });
+    database.write("000012.sst", &[12; 700]);
+    let before = database.read("MANIFEST-000005");
+    database.edit(|e| {
+        e.deleted(0, 12).table_4(0, 14, 900, &[(12, &[14; 16])]);
+    });
+    let after = database.read("MANIFEST-000005");
+    database.write("MANIFEST-000005", &before);
+    // A compaction ends, and its input is cut though the capture has a link to it, as RocksDB 5.14 did.
+    let is_over = Cell::new(false);
+    let captured = database.capture_while(|event| {
+        if matches!(event, Event::Copied { .. }) && !is_over.replace(true) {
+            database.write("000014.sst", &[14; 900]);
+            database.write("MANIFEST-000005", &after);
+            cut(&database, "000012.sst", 350);
+            database.remove("000012.sst");
+        }
+    });
+    let (target, snapshot, _) = database.keep(captured.unwrap(), "image");
+    assert!(snapshot.attempts > 1, "an image that was begun with the whole table has only a part of it");
+    let tables = snapshot.files.iter().filter(|file| file.role == Role::Table);
+    assert_eq!(tables.map(|file| file.path.to_string()).collect::<Vec<_>>(), ["000014.sst"]);
+    assert_eq!(std::fs::read(target.join("000014.sst")).unwrap(), [14; 900]);
+    assert_eq!(std::fs::read(target.join("MANIFEST-000005")).unwrap(), after);
+    assert_eq!(names(database.root.path()), ["db", "image"]);
 }
 
 #[test]

@@ -87,6 +87,7 @@ impl House {
             capture: CaptureOptions::default(),
             reserve: Reserve::Bytes(0),
             bandwidth: None,
+            anew: false,
             cache_dir: self.dir.path().join("cache"),
             origin: Origin::default(),
         }

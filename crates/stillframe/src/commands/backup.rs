@@ -23,6 +23,9 @@ pub async fn run(session: &Session, args: &Backup) -> Result<(), Failure> {
     let sources = named_sources(&args.sources)?;
     args.capture.check(sources.iter().map(|named| &named.source))?;
     let repo = Opening::prepare(&args.repo).await?;
+    let directories = sources.iter().map(|named| named.source.path.as_path());
+    repo.refuse_within(directories.filter(|path| path.is_dir()))?;
+    let _uploads = repo.uploads().filter(|_| !args.dry_run);
     let options = CreateOptions {
         sources,
         name: args.name.clone(),
@@ -30,8 +33,9 @@ pub async fn run(session: &Session, args: &Backup) -> Result<(), Failure> {
         capture: (&args.capture).into(),
         reserve: args.capture.reserve(),
         bandwidth: args.limit_bandwidth.map(|limit| Arc::new(BandwidthLimit::new(limit.0))),
+        anew: args.anew,
         cache_dir: place::cache_dir()?,
-        origin: origin()?,
+        origin: origin(session)?,
     };
     let pace = if args.fast { Pace::Fast } else { Pace::Polite };
     let share = CpuShare::on_this_machine(pace, args.cpu_percent);
@@ -98,14 +102,17 @@ fn named_sources(given: &[String]) -> Result<Vec<NamedSource>, Failure> {
     Ok(named)
 }
 
-fn origin() -> Result<Origin, Failure> {
+fn origin(session: &Session) -> Result<Origin, Failure> {
     let host = rustix::system::uname().nodename().to_string_lossy().into_owned();
     let user = std::env::var("USER").or_else(|_| std::env::var("LOGNAME"));
     Ok(Origin {
         host,
         user: user.unwrap_or_else(|_| format!("uid {}", rustix::process::getuid().as_raw())),
         program: concat!("stillframe ", env!("CARGO_PKG_VERSION")).to_owned(),
-        writer: writer_id(&place::state_dir()?)?,
+        writer: writer_id(&place::state_dir()?).unwrap_or_else(|failure| {
+            session.console.warn(format!("{failure}; this backup says that it is from a new installation"));
+            crate::session::random_name()
+        }),
     })
 }
 

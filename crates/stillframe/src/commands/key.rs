@@ -7,14 +7,16 @@ use stillframe_repo::PassphraseCost;
 use crate::cli::KeyCommand;
 use crate::failure::{Failure, Kind};
 use crate::passphrase::{Question, obtain};
-use crate::repository::{open_repository, passphrase};
+use crate::repository::{Opening, open_repository, passphrase};
 use crate::session::Session;
 
 /// Runs either.
 pub async fn run(session: &Session, command: &KeyCommand) -> Result<(), Failure> {
     match command {
         KeyCommand::Add { repo: args, new_passphrase_file, label } => {
-            let repo = open_repository(args).await?;
+            let opening = Opening::prepare(args).await?;
+            let _uploads = opening.uploads();
+            let repo = opening.open().await?;
             let question =
                 Question { prompt: "New passphrase: ", variable: "STILLFRAME_NEW_PASSPHRASE", twice: true };
             let secret = obtain(new_passphrase_file.as_deref(), question)?.ok_or_else(|| {

@@ -38,7 +38,10 @@ pub async fn run(session: &Session, args: &Verify) -> Result<(), Failure> {
                 let more = if more == 0 { String::new() } else { format!(" (and {more} more)") };
                 return Err(Failure::new(
                     Kind::Damaged,
-                    format!("backup {backup} is damaged: {first}{more}"),
+                    format!(
+                        "backup {backup} is damaged: {first}{more}; later backups from this machine store what they need of it again \
+                         (from others: backup --anew)"
+                    ),
                 ));
             }
             let object = json!({ "level": word, "files": outcome.files, "bytes": outcome.bytes });
