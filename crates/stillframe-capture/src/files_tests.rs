@@ -114,13 +114,9 @@ fn sockets_and_pipes_are_left_out_with_a_warning() {
     let around = Surroundings::default();
     let image = around.with(|context| capture(&source(&root), &CaptureOptions::default(), context)).unwrap();
     assert!(image.snapshot().files.iter().all(|file| !file.path.to_string().contains("socket")));
-    let warnings = around.warnings();
-    assert!(warnings.len() == 1 && warnings[0].contains("socket"), "{warnings:?}");
-    assert_eq!(
-        warnings[0].contains("pipe,") || warnings[0].contains("pipe:"),
-        pipe.is_ok_and(|status| status.success())
-    );
-    assert!(image.snapshot().weakening.iter().any(|weak| weak.setting == "special files"));
+    let special = image.snapshot().weakening.iter().find(|weak| weak.setting == "special files").unwrap();
+    assert!(special.effect.contains("socket"), "{special:?}");
+    assert_eq!(special.effect.contains("pipe,"), pipe.is_ok_and(|status| status.success()), "{special:?}");
 }
 
 #[test]
@@ -292,4 +288,45 @@ proptest! {
     fn any_text_is_read_as_a_target_without_panic(text in "\\PC{0,40}|(\\\\x?[0-9a-f]{0,3}){0,8}") {
         let _ = link_target(&text);
     }
+}
+
+#[test]
+fn names_that_only_look_like_ours_are_captured_and_ours_are_not() {
+    let dir = tempfile::tempdir().unwrap();
+    let root = tree(dir.path());
+    std::fs::create_dir(root.join(".stillframe-notes")).unwrap();
+    std::fs::write(root.join(".stillframe-notes/mine"), "precious").unwrap();
+    std::fs::write(root.join(".stillframe-00000000000000000"), "a digit more").unwrap();
+    std::fs::create_dir(root.join(".stillframe-00000000000000ff")).unwrap();
+    std::fs::write(root.join(".stillframe-00000000000000ff.lock"), "").unwrap();
+    let around = Surroundings::default();
+    let image = around.with(|context| capture(&source(&root), &CaptureOptions::default(), context)).unwrap();
+    let names: Vec<_> = image.snapshot().files.iter().map(|file| file.path.to_string()).collect();
+    let ours: Vec<_> = names.iter().filter(|name| name.starts_with(".stillframe-")).collect();
+    assert_eq!(ours, [".stillframe-00000000000000000", ".stillframe-notes", ".stillframe-notes/mine"]);
+}
+
+#[test]
+fn a_place_in_the_source_is_refused_for_staging_and_for_images() {
+    let dir = tempfile::tempdir().unwrap();
+    let root = tree(dir.path());
+    symlink(&root, dir.path().join("way-in")).unwrap();
+    let around = Surroundings::default();
+    for inside in [root.clone(), root.join("a/b"), dir.path().join("way-in/a")] {
+        let options = CaptureOptions { staging: Some(inside.clone()), ..CaptureOptions::default() };
+        let refused = around.with(|context| capture(&source(&root), &options, context)).unwrap_err();
+        assert!(matches!(refused, CaptureError::Refused { .. }), "{refused}");
+        let other = Source { engine: Engine::Sqlite, path: dir.path().join("other.db") };
+        std::fs::write(&other.path, "").unwrap();
+        let both = [source(&root), other];
+        let refused = around.with(|context| crate::capture(&both[1..], &options, context).map(drop));
+        refused.unwrap();
+        let refused = around.with(|context| crate::capture(&both, &options, context)).unwrap_err();
+        assert!(matches!(refused, CaptureError::Refused { .. }), "{refused}");
+        let image =
+            around.with(|context| capture(&source(&root), &CaptureOptions::default(), context)).unwrap();
+        let refused = around.with(|context| image.keep(&inside.join("new/image"), context)).unwrap_err();
+        assert!(matches!(refused, CaptureError::Refused { .. }), "{refused}");
+    }
+    assert!(!root.join("a/new").exists() && !root.join("new").exists());
 }

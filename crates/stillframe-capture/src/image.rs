@@ -224,6 +224,8 @@ fn complete(
             FileKind::Symlink { target } => {
                 let target: RelativeOrNot = target.as_str().into();
                 std::os::unix::fs::symlink(target.0, &place).map_err(CaptureError::io("link", &place))?;
+                let given = entry.attributes().apply_to_link(&place);
+                given.map_err(CaptureError::io("set owner and time of", &place))?;
             }
             FileKind::File => {
                 if bring(entry, files, &place)? == Durable::NotYet {

@@ -1,6 +1,7 @@
 //! Options of the commands, each shown by what it changes.
 #![allow(clippy::unwrap_used, reason = "a test stops at what it did not expect")]
 
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
@@ -27,15 +28,19 @@ impl Scene {
     }
 
     fn run(&self, words: &[&str]) -> Output {
-        Command::new(env!("CARGO_BIN_EXE_stillframe"))
+        self.command(words).output().unwrap()
+    }
+
+    fn command(&self, words: &[&str]) -> Command {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_stillframe"));
+        command
             .args(words)
             .current_dir(self.dir.path())
             .env("STILLFRAME_STATE_DIR", self.path("state"))
             .env("STILLFRAME_CACHE_DIR", self.path("cache"))
             .env("STILLFRAME_REPO", self.path("repo"))
-            .env("STILLFRAME_PASSPHRASE", "one")
-            .output()
-            .unwrap()
+            .env("STILLFRAME_PASSPHRASE", "one");
+        command
     }
 
     /// Standard output of a command that works.
@@ -193,4 +198,71 @@ fn a_share_of_the_processor_and_of_the_line_still_make_whole_backups() {
     std::fs::write(scene.path("one/large"), stillframe_testkit::Content::new(1, 1.0).bytes(3 << 20)).unwrap();
     scene.back_up(&["files:one", "--cpu-percent", "20", "--limit-bandwidth", "10MiB", "--fast"]);
     scene.good(&["verify", "--level", "open"]);
+}
+
+#[test]
+fn a_repository_is_its_owners_and_lies_neither_among_other_things_nor_in_its_sources() {
+    let scene = Scene::new();
+    scene.good(&["repo", "init", "bare", "--no-encryption"]);
+    scene.good(&["backup", "files:one", "-r", "bare", "--reserve", "0"]);
+    let mut paths = vec![scene.path("bare"), scene.path("repo")];
+    while let Some(path) = paths.pop() {
+        let mode = std::fs::metadata(&path).unwrap().permissions().mode();
+        assert_eq!(mode & 0o077, 0, "{} has mode {mode:o}", path.display());
+        if path.is_dir() {
+            paths.extend(std::fs::read_dir(&path).unwrap().map(|entry| entry.unwrap().path()));
+        }
+    }
+    assert!(scene.bad(&["repo", "init", "one"], 2).contains("a is there"));
+    assert_eq!(names(&scene.path("one")), ["a"]);
+    scene.good(&["repo", "init", "one/deep/repo"]);
+    let error = scene.bad(&["backup", "files:one", "-r", "one/deep/repo", "--reserve", "0"], 2);
+    assert!(error.contains("lies in the source"), "{error}");
+    scene.good(&["backup", "files:two", "-r", "one/deep/repo", "--reserve", "0"]);
+}
+
+#[test]
+fn what_a_killed_upload_left_is_gone_after_the_next_backup() {
+    let scene = Scene::new();
+    scene.back_up(&["files:one"]);
+    let left = scene.path("repo/packs").join("00");
+    std::fs::create_dir_all(&left).unwrap();
+    std::fs::write(left.join("0000#1"), "half").unwrap();
+    scene.good(&["snapshots"]);
+    assert!(left.join("0000#1").exists(), "who only reads removes nothing");
+    scene.back_up(&["files:one"]);
+    assert!(!left.join("0000#1").exists());
+}
+
+#[test]
+fn a_result_that_nobody_can_read_is_a_failure_and_no_panic() {
+    let scene = Scene::new();
+    scene.back_up(&["files:one"]);
+    for words in [&["snapshots"][..], &["--json", "jobs"], &["completions", "bash"]] {
+        let full = std::fs::File::options().write(true).open("/dev/full").unwrap();
+        let output = scene.command(words).stdout(full).output().unwrap();
+        let error = String::from_utf8(output.stderr).unwrap();
+        assert_eq!(output.status.code(), Some(1), "{words:?}: {error}");
+        assert!(error.contains("could not be written") && !error.contains("panicked"), "{words:?}: {error}");
+    }
+}
+
+#[test]
+fn the_history_says_how_much_was_done() {
+    let scene = Scene::new();
+    scene.back_up(&["files:one"]);
+    scene.good(&["restore", "latest", "--to", "back"]);
+    let jobs = scene.objects(&["jobs"]);
+    let done: Vec<_> =
+        jobs.iter().map(|job| (job["kind"].as_str().unwrap(), job["bytes_done"].as_u64())).collect();
+    assert_eq!(done, [("restore", Some(5)), ("create", Some(5))]);
+}
+
+#[test]
+fn a_backup_made_anew_relies_on_nothing_that_is_there() {
+    let scene = Scene::new();
+    scene.back_up(&["files:one"]);
+    let known = |words: &[&str]| scene.back_up(words)["statistics"]["chunks_known"].as_u64().unwrap();
+    assert!(known(&["files:one"]) > 0);
+    assert_eq!(known(&["files:one", "--anew"]), 0);
 }

@@ -668,7 +668,7 @@ fn a_database_is_not_read_by_other_means_while_it_is_captured() {
     let image = around.with(|context| crate::files::capture(&files, &options, context)).unwrap();
     let names: Vec<_> = image.snapshot().files.iter().map(|file| file.path.to_string()).collect();
     assert_eq!(names, ["note.txt"], "the database is captured on its own");
-    assert!(around.warnings().iter().any(|warning| warning.contains("captured on its own")));
+    assert!(image.snapshot().weakening.iter().any(|weak| weak.effect.contains("captured on their own")));
 
     // Still locked after all that.
     let writer = Connection::open(&db).unwrap();

@@ -1,6 +1,6 @@
 //! The verbs on real databases and files, with a repository in memory that fails when it is told to.
 
-use std::os::unix::fs::{PermissionsExt, symlink};
+use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, SystemTime};
@@ -12,8 +12,8 @@ use stillframe_engine::restore::{RestoreOptions, restore};
 use stillframe_engine::verify::Level;
 use stillframe_engine::{EngineError, Event, Reserve, Surroundings};
 use stillframe_jobs::Progress;
-use stillframe_storage::SystemClock;
 use stillframe_storage::object_store::{ObjectStore, ObjectStoreExt};
+use stillframe_storage::{Attributes, SystemClock};
 use stillframe_testkit::{
     Content, Detail, Effect, Fault, FjallLoad, Inventory, Operation, ScratchCopy, SqliteLoad, Stop,
     tree_digest, write_files,
@@ -267,6 +267,44 @@ async fn whichever_pack_is_lost_or_cut_the_next_backup_does_not_rely_on_it() {
         let found = house.verify(newest.id, Level::Decrypt).await.unwrap();
         assert!(found.damage.is_empty(), "turn {turn}, {pack}: {:?}", found.damage);
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn links_holes_and_the_directory_of_a_database_come_back_as_they_were() {
+    let house = House::new().await;
+    let tree = house.data("tree");
+    std::fs::create_dir(&tree).unwrap();
+    symlink("nowhere", tree.join("link")).unwrap();
+    let then = Attributes { mode: 0, uid: 12, gid: 34, modified: "2001-01-01T00:00:00.5Z".parse().unwrap() };
+    then.apply_to_link(&tree.join("link")).unwrap();
+    // Something, a hole, something across the border of a chunk, and a hole at the end.
+    let sparse = std::fs::File::create(tree.join("sparse")).unwrap();
+    sparse.write_all_at(b"begin", 0).unwrap();
+    sparse.write_all_at(&[7; 3000], (4 << 20) - 1000).unwrap();
+    sparse.set_len(64 << 20).unwrap();
+    let holder = house.data("holder");
+    std::fs::create_dir(&holder).unwrap();
+    SqliteLoad::default()
+        .write(&holder.join("app.db"), &house.out("ledger"), &Stop::at(10), &SystemClock::new())
+        .unwrap();
+    std::fs::set_permissions(&holder, std::fs::Permissions::from_mode(0o2750)).unwrap();
+    let sources =
+        [format!("files:{}", tree.display()), format!("sqlite:{}", holder.join("app.db").display())];
+    let backup = house.back_up(&[&sources[0], &sources[1]]).await.unwrap().id;
+    let back = house.out("back");
+    house.restore(backup, &back).await.unwrap();
+
+    let (was, is) =
+        [&tree, &back.join("tree")].map(|dir| std::fs::symlink_metadata(dir.join("link")).unwrap()).into();
+    let seen = |meta: &std::fs::Metadata| (meta.uid(), meta.gid(), meta.mtime(), meta.mtime_nsec());
+    assert_eq!(seen(&is), seen(&was));
+    assert_eq!((is.mtime(), is.mtime_nsec()), (978_307_200, 500_000_000));
+    let bytes = |dir: &Path| std::fs::read(dir.join("sparse")).unwrap();
+    assert!(bytes(&tree) == bytes(&back.join("tree")), "the same bytes");
+    let used = std::fs::metadata(back.join("tree/sparse")).unwrap().blocks() * 512;
+    assert!(used < 1 << 20, "{used} bytes of 64 MiB are used");
+    let mode = |path: &Path| std::fs::metadata(path).unwrap().mode() & 0o7777;
+    assert_eq!((mode(&back), mode(&back.join("app.db"))), (0o755, 0o2750));
 }
 
 #[tokio::test(flavor = "multi_thread")]
