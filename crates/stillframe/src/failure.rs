@@ -131,6 +131,9 @@ impl From<stillframe_storage::LocationError> for Failure {
             E::Unusable { source, .. } if source.kind() == std::io::ErrorKind::PermissionDenied => {
                 Kind::Permission
             }
+            E::Unusable { source, .. } if source.kind() == std::io::ErrorKind::NotADirectory => {
+                Kind::NoRepository
+            }
             E::Unusable { .. } => Kind::Failed,
         };
         Self::new(kind, error.to_string())

@@ -165,9 +165,14 @@ fn options_that_nothing_can_heed_are_refused() {
         (&["backup", "files:one", "--reserve", "200%"], "200%"),
         (&["backup", "files:one", "files:one"], "twice"),
         (&["repo", "init", "s4://bucket"], "s4"),
+        (&["backup", "files:one", "--staging", "none"], "--staging"),
+        (&["verify", "--staging", "none"], "--staging"),
     ] {
         assert!(scene.bad(words, 2).contains(said), "{words:?}");
     }
+    scene.bad(&["backup", "none"], 20);
+    scene.bad(&["backup", "rocksdb:none"], 20);
+    scene.bad(&["snapshots", "-r", "one/a"], 10);
 }
 
 #[test]

@@ -10,7 +10,7 @@ pub mod show;
 pub mod snapshots;
 pub mod verify;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use stillframe_capture::{CaptureOptions, Engine, Source, detect};
@@ -40,8 +40,9 @@ impl From<&CaptureArgs> for CaptureOptions {
 }
 
 impl CaptureArgs {
-    /// Refuses options that none of the sources can heed, and directories of one database given for several.
+    /// Refuses a staging directory that is none, options that none of the sources can heed, and directories of one database given for several.
     pub fn check<'a>(&self, sources: impl IntoIterator<Item = &'a Source>) -> Result<(), Failure> {
+        refuse_no_directory("--staging", self.staging.as_deref())?;
         let given = [
             ("--wal-dir", self.wal_dir.is_some()),
             ("--db-path", !self.db_paths.is_empty()),
@@ -67,6 +68,16 @@ impl CaptureArgs {
     }
 }
 
+/// Refuses an option's directory that is none.
+pub fn refuse_no_directory(option: &str, dir: Option<&Path>) -> Result<(), Failure> {
+    match dir.filter(|dir| !dir.is_dir()) {
+        None => Ok(()),
+        Some(dir) => {
+            Err(Failure::new(Kind::Usage, format!("{option} {}: there is no such directory", dir.display())))
+        }
+    }
+}
+
 /// `engine:path`, or a path whose engine is recognised by its files.
 pub fn parse_source(text: &str) -> Result<Source, Failure> {
     let usage = |message: String| Failure::new(Kind::Usage, message);
@@ -77,7 +88,8 @@ pub fn parse_source(text: &str) -> Result<Source, Failure> {
         if !path.exists() {
             let hint =
                 "write rocksdb:DIR, leveldb:DIR, fjall:DIR, sqlite:FILE, files:DIR or the path of a database";
-            return Err(usage(format!("{text}: no such file or directory; {hint}")));
+            let message = format!("{text}: no such file or directory; {hint}");
+            return Err(Failure::new(Kind::Source, message));
         }
         match detect(&path)? {
             Some(engine) => Source { engine, path },

@@ -5,6 +5,7 @@ use stillframe_engine::verify::{self, VerifyOptions, verify};
 use stillframe_jobs::Phase;
 
 use crate::cli::{Level, Verify};
+use crate::commands::refuse_no_directory;
 use crate::failure::{Failure, Kind};
 use crate::repository::open_repository;
 use crate::session::{Session, full_share};
@@ -12,6 +13,7 @@ use crate::sizes::{bytes, count, span};
 
 /// Looks at one backup; damage is a failure of its own kind.
 pub async fn run(session: &Session, args: &Verify) -> Result<(), Failure> {
+    refuse_no_directory("--staging", args.staging.as_deref())?;
     let repo = open_repository(&args.repo).await?;
     let backup = repo.resolve(&args.backup).await?;
     let (level, word) = match args.level {

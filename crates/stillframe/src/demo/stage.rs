@@ -1,18 +1,19 @@
 //! The demonstration's databases, writers and calls of the program.
 
 use std::path::{Path, PathBuf};
-use std::process::Stdio;
+use std::process::{ExitStatus, Stdio};
 use std::sync::Arc;
 use std::time::Duration;
 
 use serde_json::Value;
-use stillframe_storage::Clock;
+use stillframe_storage::{Clock, disk_space};
 use stillframe_testkit::{FjallLoad, LoadMarks, Marks, SqliteLoad, judge};
 use tokio::process::{Child, Command};
 
 use crate::console::Console;
 use crate::failure::{Failure, Kind};
 use crate::session::{Session, random_name};
+use crate::sizes::bytes;
 
 /// A directory with everything in it, removed at the end or when something went wrong.
 pub struct Stage {
@@ -71,8 +72,15 @@ impl Stage {
     /// An empty one.
     pub fn set(session: &Session) -> Result<Self, Failure> {
         let root = std::env::temp_dir().join(format!("stillframe-demo-{}", random_name()));
-        std::fs::create_dir_all(root.join("data"))
-            .map_err(failed("make a directory for the demonstration"))?;
+        let made = std::fs::create_dir(&root).and_then(|()| std::fs::create_dir(root.join("data")));
+        made.map_err(|error| {
+            let parent = std::env::temp_dir();
+            let message = format!(
+                "cannot make a directory in {}: {error}; set TMPDIR to another place",
+                parent.display()
+            );
+            Failure::new(Kind::Failed, message)
+        })?;
         Ok(Self {
             root,
             program: std::env::current_exe().map_err(failed("find this program's own file"))?,
@@ -117,10 +125,22 @@ impl Stage {
         {
             let mut command = Command::new(&self.program);
             command.args(["demo-writer", "write", engine, &load]).arg(path).arg(self.ledger(engine));
-            command.stdin(Stdio::null()).stdout(Stdio::null()).kill_on_drop(true);
+            // What an engine says of its own end is for programmers.
+            command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).kill_on_drop(true);
             self.writers.push(command.spawn().map_err(failed("start a writer"))?);
         }
         Ok(())
+    }
+
+    fn writer_ended(&self, status: ExitStatus) -> Failure {
+        let left = disk_space(&self.root).map(|space| space.available);
+        let room =
+            left.map_or_else(|error| error.to_string(), |left| format!("{} are left there", bytes(left)));
+        let message = format!(
+            "a writer in {} ended by itself ({status}); {room}, and the demonstration needs some 2 GiB: set TMPDIR to a place that has",
+            self.root.display()
+        );
+        Failure::new(Kind::Failed, message)
     }
 
     /// Lets the writers work for a while, and makes sure that both do.
@@ -129,10 +149,9 @@ impl Stage {
         tokio::time::sleep(time).await;
         // A slow machine gets more time, but a writer that stands still is an error.
         for _ in 0..100 {
-            for writer in &mut self.writers {
-                if let Some(status) = writer.try_wait().map_err(failed("look at a writer"))? {
-                    return Err(Failure::new(Kind::Failed, format!("a writer ended by itself: {status}")));
-                }
+            let ended = self.writers.iter_mut().find_map(|writer| writer.try_wait().transpose());
+            if let Some(status) = ended {
+                return Err(self.writer_ended(status.map_err(failed("look at a writer"))?));
             }
             let now = self.ledgers()?;
             if now.fjall.batches.acked > before.fjall.batches.acked + 100
