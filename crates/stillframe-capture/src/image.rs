@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use jiff::Timestamp;
 
-use stillframe_storage::{Attributes, PublishError, RelativePath, StagingDir, failpoint};
+use stillframe_storage::{Attributes, PublishError, RelativePath, StagingDir, failpoint, sync_filesystem};
 
 use crate::pin::{FileMeta, Located, Pins};
 use crate::snapshot::{FileKind, SNAPSHOT_FILE, Snapshot, SnapshotFile};
@@ -23,6 +23,8 @@ enum Tables {
     Copied,
 }
 
+const EVERYBODY_WRITES: u32 = 0o002;
+const STICKY: u32 = 0o1000;
 /// The permission bit without which a directory cannot be moved by anybody but root.
 const OWNER_WRITES: u32 = 0o200;
 
@@ -117,13 +119,15 @@ impl ImageBuilder {
 /// Of the directory, or, for a file, of the one that holds it: who uses a SQLite database must be able to make files beside it. `None` for
 /// one that went away meanwhile.
 fn attributes_of(source: &Path) -> Option<Attributes> {
-    let mut meta = std::fs::metadata(source).ok()?;
+    let (mut meta, mut kept) = (std::fs::metadata(source).ok()?, 0o7777);
     if !meta.is_dir() {
         meta = std::fs::metadata(source.parent()?).ok()?;
+        // It may be everybody's, as /tmp is; what is made of it is not.
+        kept = !(EVERYBODY_WRITES | STICKY) & 0o7777;
     }
     let modified = meta.modified().ok().and_then(|time| Timestamp::try_from(time).ok());
     Some(Attributes {
-        mode: meta.mode() & 0o7777,
+        mode: meta.mode() & kept,
         uid: meta.uid(),
         gid: meta.gid(),
         modified: modified.unwrap_or(Timestamp::UNIX_EPOCH),
@@ -234,17 +238,21 @@ fn complete(
             }
         }
     }
-    sync_files(&unsynced, context)
+    sync_files(&unsynced, base, context)
 }
 
-fn sync_files(places: &[PathBuf], context: &Context<'_>) -> Result<(), CaptureError> {
+fn sync_files(places: &[PathBuf], base: &Path, context: &Context<'_>) -> Result<(), CaptureError> {
     let next = AtomicUsize::new(0);
     let sync = || {
         while let Some(place) = places.get(next.fetch_add(1, Ordering::Relaxed)) {
             if context.cancel.is_cancelled() {
                 return Err(CaptureError::Cancelled);
             }
-            let synced = File::open(place).and_then(|file| file.sync_all());
+            let synced = match File::open(place) {
+                // Its mode keeps us out of our own copy.
+                Err(error) if error.kind() == io::ErrorKind::PermissionDenied => sync_filesystem(base),
+                opened => opened.and_then(|file| file.sync_all()),
+            };
             synced.map_err(CaptureError::io("write", place))?;
         }
         Ok(())

@@ -8,6 +8,8 @@ use std::sync::Arc;
 use object_store::ObjectStore;
 use object_store::local::LocalFileSystem;
 
+use crate::directory_store::DirectoryStore;
+
 /// Where a repository is: `/path`, `relative/path`, `file:///path` or `memory://`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Location {
@@ -92,7 +94,7 @@ pub fn open(location: &Location) -> Result<Arc<dyn ObjectStore>, LocationError> 
     }
 }
 
-fn open_directory(path: &Path) -> Result<LocalFileSystem, LocationError> {
+fn open_directory(path: &Path) -> Result<DirectoryStore, LocationError> {
     let unusable = |source| LocationError::Unusable { path: path.to_owned(), source };
     match std::fs::metadata(path) {
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
@@ -104,7 +106,7 @@ fn open_directory(path: &Path) -> Result<LocalFileSystem, LocationError> {
     }
     let store =
         LocalFileSystem::new_with_prefix(path).map_err(|error| unusable(std::io::Error::other(error)))?;
-    Ok(store.with_fsync(true))
+    Ok(DirectoryStore::new(store.with_fsync(true)))
 }
 
 #[cfg(test)]

@@ -16,6 +16,8 @@ def run(trial):
     (root / "tree" / "deep").mkdir(parents=True)
     for number in range(5):
         (root / "tree" / "deep" / str(number)).write_bytes(trial.random("durable").randbytes(200_000 + number))
+    # More than a pack is written directly from.
+    (root / "tree" / "large").write_bytes(trial.random("durable").randbytes(3_000_000))
     sources = [writer.source, f"files:{root / 'tree'}"]
     # Directories that are missing above a result are made, and are part of it.
     repo, restored, image = root / "kept" / "repo", root / "back" / "restored", root / "image"
