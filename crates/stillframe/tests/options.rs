@@ -166,6 +166,7 @@ fn options_that_nothing_can_heed_are_refused() {
         (&["backup", "files:one", "files:one"], "twice"),
         (&["repo", "init", "s4://bucket"], "s4"),
         (&["backup", "files:one", "--staging", "none"], "--staging"),
+        (&["backup", "mysql:/x"], "mysql is not an engine"),
         (&["verify", "--staging", "none"], "--staging"),
     ] {
         assert!(scene.bad(words, 2).contains(said), "{words:?}");

@@ -88,6 +88,10 @@ pub fn parse_source(text: &str) -> Result<Source, Failure> {
         if !path.exists() {
             let hint =
                 "write rocksdb:DIR, leveldb:DIR, fjall:DIR, sqlite:FILE, files:DIR or the path of a database";
+            let looks_like_engine = |word: &str| word.bytes().all(|byte| byte.is_ascii_lowercase());
+            if let Some((engine, _)) = text.split_once(':').filter(|(engine, _)| looks_like_engine(engine)) {
+                return Err(usage(format!("{text}: {engine} is not an engine that is known; {hint}")));
+            }
             let message = format!("{text}: no such file or directory; {hint}");
             return Err(Failure::new(Kind::Source, message));
         }
