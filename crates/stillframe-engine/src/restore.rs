@@ -142,24 +142,29 @@ async fn restore_chosen(
             EngineError::Unsound(format!("{SNAPSHOT_FILE} of {} cannot be read: {error}", source.name))
         })?;
         let layout = lay_out(into, source, &snapshot)?;
-        placed.push((*source, snapshot, layout));
+        placed.push(Placed { source, snapshot, layout });
     }
     if into.purpose == Purpose::Keep {
         refuse_unknown_names(into, &placed)?;
     }
     refuse_collisions(&placed)?;
-    for (source, snapshot, layout) in &placed {
-        restore_source(into, source, snapshot, layout, &meter, &mut outcome).await?;
+    for placed in &placed {
+        restore_source(into, placed, &meter, &mut outcome).await?;
     }
     Ok(outcome)
 }
 
-type Placed<'a> = (&'a SourceManifest, Snapshot, Layout);
+/// A source, and where its files go.
+struct Placed<'a> {
+    source: &'a SourceManifest,
+    snapshot: Snapshot,
+    layout: Layout,
+}
 
 /// A name in the map that means nothing is a mistake.
 fn refuse_unknown_names(into: &Into<'_>, placed: &[Placed<'_>]) -> Result<(), EngineError> {
-    let sources = placed.iter().filter(|_| !into.alone).map(|(source, ..)| source.name.as_str());
-    let directories = placed.iter().flat_map(|(_, _, layout)| layout.named.keys().map(String::as_str));
+    let sources = placed.iter().filter(|_| !into.alone).map(|placed| placed.source.name.as_str());
+    let directories = placed.iter().flat_map(|placed| placed.layout.named.keys().map(String::as_str));
     let known: BTreeSet<&str> = sources.chain(directories).collect();
     let Some(unknown) = into.options.map.keys().find(|old| !known.contains(old.as_str())) else {
         return Ok(());
@@ -173,7 +178,7 @@ fn refuse_unknown_names(into: &Into<'_>, placed: &[Placed<'_>]) -> Result<(), En
 
 fn refuse_collisions(placed: &[Placed<'_>]) -> Result<(), EngineError> {
     let mut taken: Vec<&Path> = Vec::new();
-    for (source, _, layout) in placed {
+    for Placed { source, layout, .. } in placed {
         if taken.iter().any(|other| other.starts_with(&layout.base) || layout.base.starts_with(other)) {
             let (name, place) = (&source.name, layout.base.display());
             return Err(EngineError::Usage(format!(
@@ -282,22 +287,20 @@ enum Purpose {
 
 async fn restore_source(
     into: &Into<'_>,
-    source: &SourceManifest,
-    snapshot: &Snapshot,
-    layout: &Layout,
+    placed: &Placed<'_>,
     meter: &Meter<'_>,
     outcome: &mut RestoreOutcome,
 ) -> Result<(), EngineError> {
-    let staged = into.staging.join(&layout.base);
+    let staged = into.staging.join(&placed.layout.base);
     DirBuilder::new()
         .recursive(true)
         .mode(0o700)
         .create(&staged)
         .map_err(EngineError::io("create", &staged))?;
-    let unfinished = write_files(into, source, snapshot, layout, meter, outcome).await?;
+    let unfinished = write_files(into, placed, meter, outcome).await?;
     failpoint("restore::written");
-    adapt_options(into, snapshot, layout, outcome)?;
-    unfinished.finish(snapshot, &staged)
+    adapt_options(into, &placed.snapshot, &placed.layout, outcome)?;
+    unfinished.finish(&placed.snapshot, &staged)
 }
 
 fn lay_out(into: &Into<'_>, source: &SourceManifest, snapshot: &Snapshot) -> Result<Layout, EngineError> {
@@ -320,15 +323,13 @@ fn lay_out(into: &Into<'_>, source: &SourceManifest, snapshot: &Snapshot) -> Res
 /// Creates directories, and creates and fills files.
 async fn write_files(
     into: &Into<'_>,
-    source: &SourceManifest,
-    snapshot: &Snapshot,
-    layout: &Layout,
+    placed: &Placed<'_>,
     meter: &Meter<'_>,
     outcome: &mut RestoreOutcome,
 ) -> Result<Unfinished, EngineError> {
     let told = |filled: Filled| meter.add(filled);
     let mut filling = Filling::new(into.repo, &told);
-    let written = write_list(into, source, snapshot, layout, meter, outcome, &mut filling).await;
+    let written = write_list(into, placed, meter, outcome, &mut filling).await;
     if written.is_err() {
         filling.abandon().await;
     }
@@ -337,13 +338,12 @@ async fn write_files(
 
 async fn write_list(
     into: &Into<'_>,
-    source: &SourceManifest,
-    snapshot: &Snapshot,
-    layout: &Layout,
+    placed: &Placed<'_>,
     meter: &Meter<'_>,
     outcome: &mut RestoreOutcome,
     filling: &mut Filling<'_>,
 ) -> Result<Unfinished, EngineError> {
+    let Placed { source, snapshot, layout } = placed;
     let mut unfinished = Unfinished::default();
     let rewrites = layout.new_wal_dir(snapshot).is_some();
     let mut list = into.repo.files(source.files);
