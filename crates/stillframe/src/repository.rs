@@ -129,8 +129,9 @@ pub async fn init_repository(
         made = Some(dirs);
     }
     let store = open(&location)?;
-    let _uploads = UploadLock::take(&location);
     refuse_strangers(&location)?;
+    // Sweeps: only now is it known that nothing here is anybody else's.
+    let _uploads = UploadLock::take(&location);
     let options = InitOptions { label: "first".to_owned(), ..InitOptions::new(encryption, clock) };
     let repository = Repository::init(store, &options, &place::cache_dir()?).await;
     let repository = repository.map_err(|error| in_place(&location, error))?;

@@ -221,6 +221,10 @@ fn a_repository_is_its_owners_and_lies_neither_among_other_things_nor_in_its_sou
     }
     assert!(scene.bad(&["repo", "init", "one"], 2).contains("a is there"));
     assert_eq!(names(&scene.path("one")), ["a"]);
+    // What looks like an upload of ours is not, where nothing else is ours.
+    std::fs::write(scene.path("two/notes#1"), "mine").unwrap();
+    scene.bad(&["repo", "init", "two"], 2);
+    assert_eq!(names(&scene.path("two")), ["b", "notes#1"]);
     scene.good(&["repo", "init", "one/deep/repo"]);
     let error = scene.bad(&["backup", "files:one", "-r", "one/deep/repo", "--reserve", "0"], 2);
     assert!(error.contains("lies in the source"), "{error}");
@@ -235,6 +239,7 @@ fn what_a_killed_upload_left_is_gone_after_the_next_backup() {
     std::fs::create_dir_all(&left).unwrap();
     std::fs::write(left.join("0000#1"), "half").unwrap();
     scene.good(&["snapshots"]);
+    scene.good(&["backup", "files:one", "--reserve", "0", "--dry-run"]);
     assert!(left.join("0000#1").exists(), "who only reads removes nothing");
     scene.back_up(&["files:one"]);
     assert!(!left.join("0000#1").exists());

@@ -25,7 +25,7 @@ pub async fn run(session: &Session, args: &Backup) -> Result<(), Failure> {
     let repo = Opening::prepare(&args.repo).await?;
     let directories = sources.iter().map(|named| named.source.path.as_path());
     repo.refuse_within(directories.filter(|path| path.is_dir()))?;
-    let _uploads = repo.uploads().filter(|_| !args.dry_run);
+    let _uploads = if args.dry_run { None } else { repo.uploads() };
     let options = CreateOptions {
         sources,
         name: args.name.clone(),
