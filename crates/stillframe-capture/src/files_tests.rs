@@ -314,7 +314,7 @@ fn a_place_in_the_source_is_refused_for_staging_and_for_images() {
     let around = Surroundings::default();
     for inside in [root.clone(), root.join("a/b"), dir.path().join("way-in/a")] {
         let options = CaptureOptions { staging: Some(inside.clone()), ..CaptureOptions::default() };
-        let refused = around.with(|context| capture(&source(&root), &options, context)).unwrap_err();
+        let refused = around.with(|context| crate::capture(&[source(&root)], &options, context)).unwrap_err();
         assert!(matches!(refused, CaptureError::Refused { .. }), "{refused}");
         let other = Source { engine: Engine::Sqlite, path: dir.path().join("other.db") };
         std::fs::write(&other.path, "").unwrap();

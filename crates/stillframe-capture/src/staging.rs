@@ -4,7 +4,7 @@ use std::fs::DirBuilder;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
-use stillframe_storage::{RelativePath, StagingDir, sweep_leftovers};
+use stillframe_storage::{RelativePath, StagingDir, lies_within, sweep_leftovers};
 
 use crate::{CaptureError, CaptureOptions, Context, Event};
 
@@ -37,7 +37,6 @@ impl Staging {
         let absolute = std::fs::canonicalize(source).map_err(CaptureError::io("open", source))?;
         let beside = absolute.parent().unwrap_or(Path::new("/")).to_owned();
         let parent = options.staging.clone().unwrap_or(beside);
-        refuse_within(&parent, &absolute)?;
         // Names for the few file systems that one source may span, drawn now so that later steps need no generator.
         let names = (0..4).map(|_| (context.random_name)()).collect();
         let mut staging = Self { dirs: Vec::new(), fixed: options.staging.is_some(), names };
@@ -112,10 +111,7 @@ impl Staging {
 
 /// Refuses a place at or below a source's directory: an engine may take what it finds there for its own, and abort.
 pub(crate) fn refuse_within(place: &Path, source: &Path) -> Result<(), CaptureError> {
-    let Ok(source) = std::fs::canonicalize(source) else { return Ok(()) };
-    // What is not there yet would be made below what is.
-    let existing = place.ancestors().find_map(|place| std::fs::canonicalize(place).ok());
-    if source.is_dir() && existing.is_some_and(|place| place.starts_with(&source)) {
+    if lies_within(place, source) {
         return Err(CaptureError::Refused {
             path: place.to_owned(),
             what: format!("it lies in the source {}; choose a place outside", source.display()),

@@ -18,10 +18,14 @@ impl Repository {
         contents: impl IntoIterator<Item = ContentRef>,
         cancel: &CancellationToken,
     ) -> Result<()> {
+        let contents = contents.into_iter().filter(|content| *content != ContentRef::EMPTY);
+        let mut contents = contents.peekable();
+        if contents.peek().is_none() {
+            return Ok(());
+        }
         // The index forgets packs that are not listed with the length that they were written with.
         self.index().refresh().await?;
         let (chunks, distrusted) = (self.chunk_reader(), self.index().distrust().all());
-        let mut contents = contents.into_iter().filter(|content| *content != ContentRef::EMPTY);
         let mut open: Vec<ContentRef> = Vec::new();
         loop {
             if open.is_empty() {

@@ -163,7 +163,7 @@ struct BackupIds {
     existing: Vec<BackupId>,
     /// Manifests that are not sealed.
     unfinished: Vec<BackupId>,
-    /// Seals whose manifest is gone.
+    /// Seals without a manifest: it is lost, or both were forgotten since. [`Repository::manifest`] tells which.
     lost: Vec<BackupId>,
 }
 
@@ -332,13 +332,8 @@ impl Repository {
         let manifests = self.io().list(Kind::Manifest).await?;
         let is_in =
             |list: &[Listed], id: &BackupId| list.binary_search_by_key(id, |listed| listed.id).is_ok();
-        let mut lost = Vec::new();
-        for seal in sealed.iter().filter(|seal| !is_in(&manifests, &seal.id)) {
-            // Forgetting takes the seal first: one that is still there has lost its manifest in another way.
-            if self.io().size(ObjectName::new(Kind::Sealed, seal.id)).await?.is_some() {
-                lost.push(seal.id);
-            }
-        }
+        let seals = sealed.iter().map(|listed| listed.id);
+        let lost = seals.filter(|id| !is_in(&manifests, id)).collect();
         let manifests = manifests.into_iter().map(|listed| listed.id);
         let (existing, unfinished) = manifests.partition(|id| is_in(&sealed, id));
         Ok(BackupIds { existing, unfinished, lost })
@@ -348,11 +343,7 @@ impl Repository {
     pub async fn backups(&self) -> Result<Backups> {
         let BackupIds { existing, unfinished, lost } = self.list_backups().await?;
         let mut backups = Backups { unfinished, ..Backups::default() };
-        for id in lost {
-            let manifest = ObjectName::new(Kind::Manifest, id);
-            backups.unreadable.push((id, Error::damaged(&manifest, "it is missing, and was sealed")));
-        }
-        let mut read = futures::stream::iter(existing)
+        let mut read = futures::stream::iter(existing.into_iter().chain(lost))
             .map(|id| async move {
                 match self.manifest(id).await {
                     // Forgotten since it was listed.
@@ -392,7 +383,7 @@ impl Repository {
         };
         let sealed = get(Kind::Sealed).await?;
         let bytes = match get(Kind::Manifest).await {
-            // Forgetting takes the seal first.
+            // Forgetting takes the seal first: one that is still there has lost its manifest in another way.
             Err(Error::NotFound { .. })
                 if self.io().size(ObjectName::new(Kind::Sealed, id)).await?.is_some() =>
             {

@@ -352,8 +352,8 @@ impl Verifier<'_> {
         })
     }
 
-    /// The pack that a segment of the index still names for a chunk that no whole pack has, and its length. Reads all segments: only for naming what
-    /// was lost.
+    /// The pack that a segment of the index still names for a chunk that no whole pack has, and its length. Reads all segments: only
+    /// for naming what was lost.
     async fn pack_that_had(&self, id: &ChunkId) -> Result<Option<(PackId, u64)>> {
         let io = self.repository.io();
         for listed in io.list(Kind::Index).await? {

@@ -29,6 +29,7 @@ mod relative_path;
 mod space;
 mod staging;
 mod upload_lock;
+mod within;
 
 pub use attributes::{Attributes, since_1970};
 pub use bandwidth::BandwidthLimit;
@@ -43,3 +44,4 @@ pub use relative_path::{RelativePath, RelativePathError};
 pub use space::{DiskSpace, disk_space};
 pub use staging::{PublishError, StagingDir, is_staging_name, sweep_leftovers};
 pub use upload_lock::UploadLock;
+pub use within::lies_within;

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use stillframe_repo::{Encryption, InitOptions, Passphrase, Repository, Unlock};
 use stillframe_storage::object_store::ObjectStore;
-use stillframe_storage::{Clock, Location, MadeDirs, UploadLock, open};
+use stillframe_storage::{Clock, Location, MadeDirs, UploadLock, lies_within, open};
 
 use crate::cli::{PassphraseArgs, RepoArgs};
 use crate::failure::{Failure, Kind};
@@ -57,9 +57,7 @@ impl Opening {
     /// place for anything else.
     pub fn refuse_within<'a>(&self, sources: impl IntoIterator<Item = &'a Path>) -> Result<(), Failure> {
         let Location::Directory(repo) = &self.location else { return Ok(()) };
-        let Ok(repo) = std::fs::canonicalize(repo) else { return Ok(()) };
-        let within =
-            |source: &&Path| std::fs::canonicalize(source).is_ok_and(|source| repo.starts_with(source));
+        let within = |source: &&Path| lies_within(repo, source);
         match sources.into_iter().find(within) {
             Some(source) => Err(Failure::new(
                 Kind::Usage,

@@ -23,8 +23,7 @@ pub async fn run(session: &Session, args: &Backup) -> Result<(), Failure> {
     let sources = named_sources(&args.sources)?;
     args.capture.check(sources.iter().map(|named| &named.source))?;
     let repo = Opening::prepare(&args.repo).await?;
-    let directories = sources.iter().map(|named| named.source.path.as_path());
-    repo.refuse_within(directories.filter(|path| path.is_dir()))?;
+    repo.refuse_within(sources.iter().map(|named| named.source.path.as_path()))?;
     let _uploads = if args.dry_run { None } else { repo.uploads() };
     let options = CreateOptions {
         sources,
