@@ -1,14 +1,14 @@
 //! Files of a restore, filled in batches: many small files or a part of a large one at a time, on several threads.
 
-use std::fs::{File, OpenOptions};
+use std::fs::File;
 use std::ops::Range;
-use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
+use bytes::Bytes;
 use stillframe_repo::{ChunkReader, ChunkRef, ContentRef, FileEntry, Repository};
-use stillframe_storage::{Attributes, failpoint};
+use stillframe_storage::{Attributes, NewFile, WriteBuffers, failpoint};
 use tokio::task::JoinSet;
 
 use crate::EngineError;
@@ -25,11 +25,9 @@ struct Destination {
     place: PathBuf,
     entry: FileEntry,
     /// Absent before the first bytes and after the last ones, so that few files are open at a time.
-    file: Mutex<Option<Arc<File>>>,
+    file: Mutex<Option<Arc<NewFile>>>,
     length: u64,
     bytes_left: AtomicU64,
-    /// Its last bytes are zeros, which may not have been written.
-    may_end_in_hole: AtomicBool,
     attributes: SetAttributes,
 }
 
@@ -61,6 +59,7 @@ pub(crate) struct Filled {
 pub(crate) struct Filling<'a> {
     repo: &'a Repository,
     chunks: ChunkReader,
+    buffers: Arc<WriteBuffers>,
     batch: Vec<Piece>,
     batch_bytes: u64,
     under_way: JoinSet<Result<Filled, EngineError>>,
@@ -70,8 +69,8 @@ pub(crate) struct Filling<'a> {
 impl<'a> Filling<'a> {
     /// `tell` hears what was brought, and may say that it is enough.
     pub(crate) fn new(repo: &'a Repository, tell: &'a dyn Fn(Filled) -> Result<(), EngineError>) -> Self {
-        let (batch, under_way) = (Vec::new(), JoinSet::new());
-        Self { repo, chunks: repo.chunk_reader(), batch, batch_bytes: 0, under_way, tell }
+        let (batch, buffers, under_way) = (Vec::new(), Arc::default(), JoinSet::new());
+        Self { repo, chunks: repo.chunk_reader(), buffers, batch, batch_bytes: 0, under_way, tell }
     }
 
     /// Fills the file at `place`, which must not exist; its directory must.
@@ -88,11 +87,10 @@ impl<'a> Filling<'a> {
             file: Mutex::default(),
             length: content.length,
             bytes_left: AtomicU64::new(content.length),
-            may_end_in_hole: AtomicBool::new(false),
             attributes,
         });
         if content.length == 0 {
-            destination.write(0, &[])?;
+            destination.write(0, &[], &self.buffers)?;
             return (self.tell)(Filled { files: 1, bytes: 0 });
         }
         let mut leaves = self.repo.leaves(content);
@@ -129,7 +127,7 @@ impl<'a> Filling<'a> {
         while self.under_way.len() >= BATCHES {
             self.wait_for_one().await?;
         }
-        self.under_way.spawn(fill(self.chunks.clone(), batch));
+        self.under_way.spawn(fill(self.chunks.clone(), Arc::clone(&self.buffers), batch));
         Ok(())
     }
 
@@ -142,14 +140,23 @@ impl<'a> Filling<'a> {
     }
 }
 
-async fn fill(chunks: ChunkReader, batch: Vec<Piece>) -> Result<Filled, EngineError> {
+async fn fill(
+    chunks: ChunkReader,
+    buffers: Arc<WriteBuffers>,
+    batch: Vec<Piece>,
+) -> Result<Filled, EngineError> {
     let group: Vec<ChunkRef> = batch.iter().map(|piece| piece.chunk).collect();
-    let contents = chunks.read_group(&group).await?;
+    let mut contents = chunks.read_group(&group).await?;
     let write = move || {
-        let mut filled = Filled::default();
-        for (piece, bytes) in batch.iter().zip(contents) {
-            filled.files += u64::from(piece.destination.write(piece.offset, &bytes)?);
-            filled.bytes += piece.chunk.length;
+        let contents = contents.make_contiguous();
+        let (mut filled, mut at) = (Filled::default(), 0);
+        // The pieces of one file follow each other.
+        for pieces in batch.chunk_by(|a, b| Arc::ptr_eq(&a.destination, &b.destination)) {
+            let Some(first) = pieces.first() else { continue };
+            let bytes = contents.get(at..at + pieces.len()).expect("each piece has its bytes");
+            filled.files += u64::from(first.destination.write(first.offset, bytes, &buffers)?);
+            filled.bytes += pieces.iter().map(|piece| piece.chunk.length).sum::<u64>();
+            at += pieces.len();
         }
         Ok(filled)
     };
@@ -157,64 +164,74 @@ async fn fill(chunks: ChunkReader, batch: Vec<Piece>) -> Result<Filled, EngineEr
     written.map_err(|_| EngineError::Bug("writing chunks panicked".into()))?
 }
 
-/// Zeros of so many bytes, at multiples of it, are not written but left out.
+/// Zeros of so many bytes, at multiples of it, are not written but left out: a new file has zeros where nothing was written, and takes
+/// no room for them.
 const HOLE: usize = 64 << 10;
 
-/// Writes the bytes but for long runs of zeros: a new file has those where nothing was written, and takes no room for them.
-fn write_but_holes(file: &File, bytes: &[u8], offset: u64) -> std::io::Result<()> {
+/// The parts of some bytes that are not holes.
+fn without_holes(bytes: &[u8]) -> Vec<Range<usize>> {
     let is_hole = |piece: &[u8]| piece.len() == HOLE && piece.iter().all(|byte| *byte == 0);
-    let (mut start, mut at) = (0, 0);
+    let mut parts: Vec<Range<usize>> = Vec::new();
+    let mut at = 0;
     for piece in bytes.chunks(HOLE) {
-        if is_hole(piece) {
-            write_part(file, bytes, start..at, offset)?;
-            start = at + piece.len();
+        let end = at + piece.len();
+        match parts.last_mut() {
+            _ if is_hole(piece) => {}
+            Some(last) if last.end == at => last.end = end,
+            _ => parts.push(at..end),
         }
-        at += piece.len();
+        at = end;
     }
-    write_part(file, bytes, start..at, offset)
-}
-
-fn write_part(file: &File, bytes: &[u8], part: Range<usize>, offset: u64) -> std::io::Result<()> {
-    let at = offset + u64::try_from(part.start).expect("a usize fits a u64");
-    file.write_all_at(bytes.get(part).expect("a part of the bytes"), at)
+    parts
 }
 
 impl Destination {
-    /// Whether these were the last bytes.
-    fn write(&self, offset: u64, bytes: &[u8]) -> Result<bool, EngineError> {
+    /// Writes what stands one behind the other from `offset` on. Whether these were the last bytes.
+    fn write(&self, offset: u64, contents: &[Bytes], buffers: &WriteBuffers) -> Result<bool, EngineError> {
         let file = self.file()?;
-        let end = offset + u64::try_from(bytes.len()).expect("a usize fits a u64");
-        if end == self.length && bytes.last() == Some(&0) {
-            self.may_end_in_hole.store(true, Ordering::Release);
+        let write = |parts: &mut Vec<&[u8]>, at: u64| {
+            file.write_at(parts.drain(..), at, buffers).map_err(EngineError::io("write", &self.place))
+        };
+        // What is written with one call, and where it begins and ends.
+        let (mut parts, mut start, mut end) = (Vec::new(), offset, offset);
+        let mut at = offset;
+        for bytes in contents {
+            for part in without_holes(bytes) {
+                let (place, part) = (at + part.start as u64, bytes.get(part).expect("a part of them"));
+                if place != end {
+                    write(&mut parts, start)?;
+                    start = place;
+                }
+                parts.push(part);
+                end = place + part.len() as u64;
+            }
+            at += bytes.len() as u64;
         }
-        write_but_holes(&file, bytes, offset).map_err(EngineError::io("write", &self.place))?;
-        let length = u64::try_from(bytes.len()).expect("a usize fits a u64");
+        write(&mut parts, start)?;
+        let length = at - offset;
         if self.bytes_left.fetch_sub(length, Ordering::AcqRel) > length {
             return Ok(false);
         }
         // Nobody else writes to it any more.
         self.lock().take();
-        if self.may_end_in_hole.load(Ordering::Acquire) {
-            file.set_len(self.length).map_err(EngineError::io("write", &self.place))?;
-        }
+        let file = file.finish().map_err(EngineError::io("write", &self.place))?;
         if self.attributes == SetAttributes::WhenFull {
-            apply(&file, &self.place, &self.entry)?;
+            apply(file, &self.place, &self.entry)?;
         }
         failpoint("restore::filled");
         Ok(true)
     }
 
-    fn lock(&self) -> std::sync::MutexGuard<'_, Option<Arc<File>>> {
+    fn lock(&self) -> std::sync::MutexGuard<'_, Option<Arc<NewFile>>> {
         self.file.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn file(&self) -> Result<Arc<File>, EngineError> {
+    fn file(&self) -> Result<Arc<NewFile>, EngineError> {
         let mut slot = self.lock();
         if let Some(file) = &*slot {
             return Ok(Arc::clone(file));
         }
-        let file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&self.place);
-        let file = file.map_err(|error| match error.kind() {
+        let file = NewFile::create(&self.place, 0o600, self.length).map_err(|error| match error.kind() {
             std::io::ErrorKind::AlreadyExists => EngineError::Usage(format!(
                 "two files of the backup would come to the place of {}; if that is because of --map, choose other names",
                 self.entry.display_path()
