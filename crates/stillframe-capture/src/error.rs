@@ -45,7 +45,8 @@ pub enum CaptureError {
     },
     /// Pointers moved during every attempt. Try when it is quieter, or with a longer deadline.
     #[error(
-        "{path} is too busy: no still moment in {attempts} attempts over {waited:?}; last moved: {moved}"
+        "{path} is too busy: no still moment in {attempts} attempts over {:.1} s; last moved: {moved}",
+        .waited.as_secs_f64()
     )]
     TooBusy {
         /// The source.

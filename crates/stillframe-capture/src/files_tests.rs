@@ -6,7 +6,9 @@ use std::os::unix::net::UnixListener;
 use proptest::prelude::*;
 
 use super::*;
+use crate::snapshot::SNAPSHOT_FILE;
 use crate::test_support::{NOBODY, Surroundings, again_as, child_argument, inventory, is_root};
+use crate::{ValidationReport, validate_image};
 
 fn source(path: &Path) -> Source {
     Source { engine: Engine::Files, path: path.to_owned() }
@@ -75,7 +77,7 @@ fn a_tree_comes_back_as_it_was_and_nothing_of_it_changes() {
     keep(image, &target);
     assert_eq!(inventory(&root), before);
     assert_eq!(contents(&target), contents(&root));
-    let report = validate(&target).unwrap();
+    let report = check(&target).unwrap();
     assert_eq!((report.files, report.bytes), (4, 100_008));
     let left: Vec<_> =
         std::fs::read_dir(dir.path()).unwrap().map(|entry| entry.unwrap().file_name()).collect();
@@ -153,7 +155,7 @@ fn files_that_come_and_go_meanwhile_do_no_harm() {
             if round % 10 == 0 {
                 let target = dir.path().join(format!("image-{round}"));
                 keep(image, &target);
-                validate(&target).unwrap();
+                check(&target).unwrap();
             }
         }
         stop.store(true, std::sync::atomic::Ordering::Relaxed);
@@ -239,6 +241,22 @@ fn a_read_only_directory_of_ones_own_is_kept_too() {
     again_as(test, NOBODY, dir.path());
 }
 
+fn check(image: &Path) -> Result<ValidationReport, CaptureError> {
+    validate_image(&Snapshot::read(image).unwrap().unwrap(), image)
+}
+
+#[test]
+fn a_description_of_the_applications_own_is_not_written_over() {
+    let dir = tempfile::tempdir().unwrap();
+    let root = tree(dir.path());
+    std::fs::write(root.join(SNAPSHOT_FILE), "{}").unwrap();
+    let around = Surroundings::default();
+    let image = capture_here(&root).unwrap();
+    let refused = around.with(|context| image.keep(&dir.path().join("image"), context)).unwrap_err();
+    assert!(matches!(refused, CaptureError::Refused { .. }), "{refused}");
+    assert_eq!(std::fs::read(root.join(SNAPSHOT_FILE)).unwrap(), b"{}");
+}
+
 #[test]
 fn validation_misses_nothing_that_the_description_names() {
     let dir = tempfile::tempdir().unwrap();
@@ -247,12 +265,12 @@ fn validation_misses_nothing_that_the_description_names() {
     keep(capture_here(&root).unwrap(), &target);
     let broken = |change: &dyn Fn()| {
         change();
-        let found = validate(&target);
+        let found = check(&target);
         assert!(matches!(found, Err(CaptureError::Corrupt { .. })), "{found:?}");
     };
     broken(&|| std::fs::write(target.join("a/one"), "longer than it was").unwrap());
     std::fs::write(target.join("a/one"), "first").unwrap();
-    validate(&target).unwrap();
+    check(&target).unwrap();
     broken(&|| std::fs::remove_dir(target.join("a/b/empty")).unwrap());
     std::fs::write(target.join("a/b/empty"), "").unwrap();
     broken(&|| {});
@@ -263,7 +281,7 @@ fn validation_misses_nothing_that_the_description_names() {
         symlink("elsewhere", target.join("good")).unwrap();
     });
     std::fs::remove_file(target.join(SNAPSHOT_FILE)).unwrap();
-    assert!(validate(&target).unwrap().remarks[0].contains("no description"));
+    assert!(Snapshot::read(&target).unwrap().is_none());
 }
 
 #[test]

@@ -9,7 +9,9 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use jiff::Timestamp;
 
-use stillframe_storage::{Attributes, PublishError, RelativePath, StagingDir, failpoint, sync_filesystem};
+use stillframe_storage::{
+    Attributes, PublishError, RelativePath, StagingDir, failpoint, is_vacant, sync_filesystem,
+};
 
 use crate::pin::{FileMeta, Located, Pins};
 use crate::snapshot::{FileKind, SNAPSHOT_FILE, Snapshot, SnapshotFile};
@@ -166,6 +168,13 @@ impl Image {
         };
         refuse_occupied(target)?;
         refuse_within(target, &snapshot.source)?;
+        if snapshot.files.iter().any(|file| file.path.as_bytes() == SNAPSHOT_FILE.as_bytes()) {
+            return Err(CaptureError::Refused {
+                path: snapshot.source.join(SNAPSHOT_FILE),
+                what: "an image keeps its description under this name; back these files up into a repository instead"
+                    .to_owned(),
+            });
+        }
         let target_device = std::fs::metadata(parent).map_err(CaptureError::io("open", parent))?.dev();
         let image_dir = staging.image_dir();
         let image_device = std::fs::metadata(&image_dir).map_err(CaptureError::io("open", &image_dir))?.dev();
@@ -179,7 +188,7 @@ impl Image {
         let base = own.as_ref().map_or_else(|| image_dir.clone(), |dir| dir.path().join("image"));
         complete(&snapshot, &files, &base, context)?;
         let json =
-            serde_json::to_vec_pretty(&snapshot).expect("a snapshot has no map with keys that are not text");
+            serde_json::to_vec_pretty(&snapshot).expect("a snapshot is text, numbers and lists of them");
         let description = base.join(SNAPSHOT_FILE);
         let file = create_new(&description)?;
         file.write_all_at(&json, 0).map_err(CaptureError::io("write", &description))?;
@@ -229,7 +238,7 @@ fn complete(
                 let target: RelativeOrNot = target.as_str().into();
                 std::os::unix::fs::symlink(target.0, &place).map_err(CaptureError::io("link", &place))?;
                 let given = entry.attributes().apply_to_link(&place);
-                given.map_err(CaptureError::io("set owner and time of", &place))?;
+                let _ = given.map_err(CaptureError::io("set owner and time of", &place))?;
             }
             FileKind::File => {
                 if bring(entry, files, &place)? == Durable::NotYet {
@@ -354,16 +363,10 @@ impl From<&str> for RelativeOrNot {
 
 /// Refuses a target that is something other than nothing or an empty directory.
 pub fn refuse_occupied(target: &Path) -> Result<(), CaptureError> {
-    match std::fs::read_dir(target) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
-        Err(error) if error.kind() == io::ErrorKind::NotADirectory => {
-            Err(CaptureError::Occupied(target.to_owned()))
-        }
+    match is_vacant(target) {
+        Ok(true) => Ok(()),
+        Ok(false) => Err(CaptureError::Occupied(target.to_owned())),
         Err(error) => Err(CaptureError::from_io("open", target, error)),
-        Ok(mut entries) => match entries.next() {
-            None => Ok(()),
-            Some(_) => Err(CaptureError::Occupied(target.to_owned())),
-        },
     }
 }
 
@@ -458,5 +461,6 @@ pub(crate) fn set_attributes(file: &File, path: &Path, like: &FileMeta) -> Resul
 }
 
 fn apply(file: &File, path: &Path, attributes: &Attributes) -> Result<(), CaptureError> {
-    attributes.apply(file).map_err(CaptureError::io("set mode, owner and time of", path))
+    // An image in the hands of somebody who may not give files away is theirs.
+    attributes.apply(file).map(|_| ()).map_err(CaptureError::io("set mode, owner and time of", path))
 }

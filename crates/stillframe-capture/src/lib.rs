@@ -41,4 +41,4 @@ pub use snapshot::{
     Weakening,
 };
 pub use source::{Engine, ParseSourceError, Source, detect};
-pub use validate::{ValidationReport, validate};
+pub use validate::{ValidationReport, validate, validate_image};

@@ -1,12 +1,12 @@
 //! The description of an image: `snapshot.json`.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use stillframe_storage::{Attributes, RelativePath};
 
-use crate::Engine;
+use crate::{CaptureError, Engine};
 
 /// The name under which a kept image carries its description.
 pub const SNAPSHOT_FILE: &str = "snapshot.json";
@@ -27,6 +27,7 @@ pub struct Snapshot {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub engine_version: Option<String>,
     /// The source as a path of the machine it was taken on.
+    #[serde(with = "stillframe_storage::path_text")]
     pub source: PathBuf,
     /// Wall-clock time inside the window.
     pub instant: Timestamp,
@@ -56,6 +57,29 @@ pub struct Snapshot {
 }
 
 impl Snapshot {
+    /// The description of the image in `dir`; `None` where there is none.
+    pub fn read(dir: &Path) -> Result<Option<Self>, CaptureError> {
+        let path = dir.join(SNAPSHOT_FILE);
+        let json = match std::fs::read(&path) {
+            Ok(json) => json,
+            Err(error)
+                if matches!(
+                    error.kind(),
+                    std::io::ErrorKind::NotFound | std::io::ErrorKind::NotADirectory
+                ) =>
+            {
+                return Ok(None);
+            }
+            Err(error) => return Err(CaptureError::from_io("read", &path, error)),
+        };
+        match serde_json::from_slice(&json) {
+            Ok(snapshot) => Ok(Some(snapshot)),
+            Err(error) => {
+                Err(CaptureError::Corrupt { path, what: format!("it does not describe an image: {error}") })
+            }
+        }
+    }
+
     /// The description without its `files`: where those are listed elsewhere.
     #[must_use]
     pub fn without_files(&self) -> Self {
@@ -84,6 +108,7 @@ pub struct NamedDirectory {
     /// `wal_dir`, `db_path-1`, `cf_path-NAME-0`, …
     pub name: String,
     /// Where it was.
+    #[serde(with = "stillframe_storage::path_text")]
     pub original: PathBuf,
     /// The engine's option that must name the directory after a restore, and how.
     pub option: String,

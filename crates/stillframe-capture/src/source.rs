@@ -1,10 +1,13 @@
 //! What can be captured.
 
+use std::ffi::OsStr;
 use std::fmt;
+use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
+use stillframe_storage::path_text;
 
 use crate::{CaptureError, fjall, rocksdb, sqlite};
 
@@ -51,34 +54,45 @@ pub struct Source {
 
 /// A source that names no known engine.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("{given:?} is not a source; write rocksdb:DIR, fjall:DIR, sqlite:FILE or files:DIR")]
+#[error("{given:?} is not a source; write rocksdb:DIR, leveldb:DIR, fjall:DIR, sqlite:FILE or files:DIR")]
 pub struct ParseSourceError {
     given: String,
+}
+
+impl TryFrom<&OsStr> for Source {
+    type Error = ParseSourceError;
+
+    fn try_from(text: &OsStr) -> Result<Self, Self::Error> {
+        let bytes = text.as_bytes();
+        let unknown = || ParseSourceError { given: path_text(text) };
+        let colon = bytes.iter().position(|byte| *byte == b':').ok_or_else(unknown)?;
+        let (engine, path) =
+            (bytes.get(..colon).unwrap_or_default(), bytes.get(colon + 1..).unwrap_or_default());
+        let engine = match engine {
+            b"rocksdb" | b"leveldb" => Engine::RocksDb,
+            b"fjall" => Engine::Fjall,
+            b"sqlite" => Engine::Sqlite,
+            b"files" => Engine::Files,
+            _ => return Err(unknown()),
+        };
+        if path.is_empty() || path.contains(&0) {
+            return Err(unknown());
+        }
+        Ok(Self { engine, path: OsStr::from_bytes(path).into() })
+    }
 }
 
 impl FromStr for Source {
     type Err = ParseSourceError;
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
-        let unknown = || ParseSourceError { given: text.to_owned() };
-        let (engine, path) = text.split_once(':').ok_or_else(unknown)?;
-        let engine = match engine {
-            "rocksdb" | "leveldb" => Engine::RocksDb,
-            "fjall" => Engine::Fjall,
-            "sqlite" => Engine::Sqlite,
-            "files" => Engine::Files,
-            _ => return Err(unknown()),
-        };
-        if path.is_empty() || path.contains('\0') {
-            return Err(unknown());
-        }
-        Ok(Self { engine, path: PathBuf::from(path) })
+        Self::try_from(OsStr::new(text))
     }
 }
 
 impl fmt::Display for Source {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}:{}", self.engine, self.path.display())
+        write!(f, "{}:{}", self.engine, path_text(&self.path))
     }
 }
 

@@ -2,7 +2,8 @@
 
 use std::path::Path;
 
-use crate::{CaptureError, Engine, files, fjall, rocksdb, sqlite};
+use crate::snapshot::{FileKind, Snapshot};
+use crate::{CaptureError, Engine, files, fjall, link_target, rocksdb, sqlite};
 
 /// What was looked at in a sound image.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -24,4 +25,40 @@ pub fn validate(engine: Engine, path: &Path) -> Result<ValidationReport, Capture
         Engine::Sqlite => sqlite::validate(path),
         Engine::Files => files::validate(path),
     }
+}
+
+/// Checks a kept image by its description: everything that was captured is there, of its kind and size, and as [`validate`] wants it.
+///
+/// Once its engine has opened it, a database is no longer the image that was taken: logs go, tables come. [`validate`] checks it as it is.
+pub fn validate_image(snapshot: &Snapshot, dir: &Path) -> Result<ValidationReport, CaptureError> {
+    let mut report = ValidationReport::default();
+    for entry in &snapshot.files {
+        let path = entry.path.below(dir);
+        let meta = match std::fs::symlink_metadata(&path) {
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => None,
+            other => Some(other.map_err(CaptureError::io("read", &path))?),
+        };
+        let is_a_file = meta.as_ref().is_some_and(std::fs::Metadata::is_file);
+        let what = match (&entry.kind, meta) {
+            (_, None) => "it is missing".to_owned(),
+            (FileKind::File, Some(meta)) if is_a_file && meta.len() == entry.size => {
+                report.files += 1;
+                report.bytes += entry.size;
+                continue;
+            }
+            (FileKind::File, Some(meta)) if is_a_file => {
+                format!("it has {} bytes and should have {}", meta.len(), entry.size)
+            }
+            (FileKind::Directory, Some(meta)) if meta.is_dir() => continue,
+            (FileKind::Symlink { target }, _)
+                if std::fs::read_link(&path).is_ok_and(|found| found == link_target(target)) =>
+            {
+                continue;
+            }
+            _ => "it is not of the kind that was captured, or points elsewhere".to_owned(),
+        };
+        return Err(CaptureError::Corrupt { path, what });
+    }
+    // Of plain files there is no more to be asked.
+    if snapshot.engine == Engine::Files { Ok(report) } else { validate(snapshot.engine, dir) }
 }

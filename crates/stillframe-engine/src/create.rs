@@ -284,7 +284,12 @@ async fn write_draft(
     let mut sources = Vec::new();
     let mut warnings = Vec::new();
     for ((named, image), unchanged) in options.sources.iter().zip(&held.images).zip(&held.unchanged) {
-        sources.push(write_source(session, named, image, unchanged, workers, meter, stop).await?);
+        let (source, shorter) = write_source(session, named, image, unchanged, workers, meter, stop).await?;
+        sources.push(source);
+        if let Some(warning) = shorter.sentence(&named.name) {
+            meter.surroundings.warn(warning.clone());
+            warnings.push(warning);
+        }
         let weakening = image.snapshot().weakening.iter();
         warnings.extend(weakening.map(|weak| format!("{}: {}: {}", named.name, weak.setting, weak.effect)));
     }
@@ -342,8 +347,8 @@ enum Part {
 enum Done {
     /// The entry needs no content of its own, or has it already.
     Entry(usize, EntryKind),
-    /// Chunks of a file; whether they are its last.
-    Chunks(usize, Result<Vec<ChunkRef>, EngineError>, Last),
+    /// Chunks of a file that should have so many bytes; whether they are its last.
+    Chunks(usize, Result<Vec<ChunkRef>, EngineError>, u64, Last),
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -360,22 +365,28 @@ async fn write_source(
     workers: &Workers,
     meter: &Meter<'_>,
     stop: &CancellationToken,
-) -> Result<SourceManifest, EngineError> {
+) -> Result<(SourceManifest, Shorter), EngineError> {
     let snapshot = image.snapshot();
     let mut list = FileListWriter::new(session);
     let mut content = ContentWriter::new(session);
     let mut queue = FuturesOrdered::new();
+    let (mut bytes, mut cut, mut shorter) = (0, false, Shorter::default());
     let mut finish = |done: Done| -> Result<(), EngineError> {
         let (index, kind) = match done {
             Done::Entry(index, kind) => (index, kind),
-            Done::Chunks(index, chunks, last) => {
-                for chunk in chunks? {
-                    meter.add_bytes(chunk.length);
-                    content.push(chunk)?;
+            Done::Chunks(index, chunks, wanted, last) => {
+                let chunks = chunks?;
+                meter.add_bytes(wanted);
+                // What was appended behind a cut does not belong where it would come to stand.
+                let kept = if cut { &[] } else { chunks.as_slice() };
+                cut |= kept.iter().map(|chunk| chunk.length).sum::<u64>() < wanted;
+                for chunk in kept {
+                    content.push(*chunk)?;
                 }
                 if last == Last::No {
                     return Ok(());
                 }
+                cut = false;
                 let whole = std::mem::replace(&mut content, ContentWriter::new(session));
                 (index, EntryKind::File { content: whole.finish()? })
             }
@@ -383,7 +394,12 @@ async fn write_source(
         let file =
             snapshot.files.get(index).ok_or_else(|| EngineError::Bug("a file without a place".into()))?;
         meter.add_file();
-        Ok(list.push(&entry_of(file, kind)?)?)
+        let entry = entry_of(file, kind)?;
+        if entry.size() < file.size && file.kind == FileKind::File {
+            shorter.note(&entry);
+        }
+        bytes += entry.size();
+        Ok(list.push(&entry)?)
     };
     for index in list_order(&snapshot.files) {
         let Some(file) = snapshot.files.get(index) else { continue };
@@ -416,7 +432,7 @@ async fn write_source(
     let json =
         serde_json::to_vec(&snapshot.without_files()).map_err(|error| EngineError::Bug(error.to_string()))?;
     let description = tokio::task::block_in_place(|| session.put_content(&json))?;
-    Ok(SourceManifest {
+    let source = SourceManifest {
         name: named.name.clone(),
         engine: snapshot.engine.to_string(),
         url: named.source.to_string(),
@@ -427,10 +443,36 @@ async fn write_source(
         lineage: snapshot.lineage.clone(),
         files: files.content,
         file_count: files.file_count,
-        bytes: snapshot.files.iter().map(|file| file.size).sum(),
+        bytes,
         form: SourceForm::Image,
         collections: None,
-    })
+    };
+    Ok((source, shorter))
+}
+
+/// Plain files that somebody cut while they were read.
+#[derive(Default)]
+struct Shorter {
+    first: Option<String>,
+    count: u64,
+}
+
+impl Shorter {
+    fn note(&mut self, entry: &FileEntry) {
+        self.first.get_or_insert_with(|| entry.display_path());
+        self.count += 1;
+    }
+
+    fn sentence(self, source: &str) -> Option<String> {
+        let first = self.first?;
+        let others = match self.count - 1 {
+            0 => String::new(),
+            others => format!(" and {others} more"),
+        };
+        Some(format!(
+            "{source}: {first}{others}: cut by somebody while it was read; the backup has what was left"
+        ))
+    }
 }
 
 fn parts_of(file: &SnapshotFile, unchanged: Option<&ContentRef>) -> Vec<Part> {
@@ -469,9 +511,10 @@ async fn run_part(
         Part::Span(span, last) => {
             let (session, image, path) = (Arc::clone(session), Arc::clone(image), file.path.clone());
             let chunk = Cut::of(file.role).chunk;
+            let wanted = span.end - span.start;
             let chunks = workers.run(move || store_span(&session, &image, &path, span, chunk)).await;
             let chunks = chunks.unwrap_or_else(|| Err(EngineError::Bug("storing a chunk panicked".into())));
-            Done::Chunks(index, chunks, last)
+            Done::Chunks(index, chunks, wanted, last)
         }
     }
 }

@@ -136,7 +136,7 @@ impl From<EnterError> for EngineError {
         match error {
             EnterError::Stopping(StopReason::Cancelled) => Self::Cancelled,
             EnterError::Stopping(StopReason::Deadline { state, limit }) => {
-                Self::Deadline { state: state.to_string(), limit: format!("{limit:?}") }
+                Self::Deadline { state: state.to_string(), limit: format!("{:.1} s", limit.as_secs_f64()) }
             }
             EnterError::Illegal { .. } => Self::Bug(error.to_string()),
         }

@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use bytes::Bytes;
 use stillframe_repo::{ChunkReader, ChunkRef, ContentRef, FileEntry, Repository};
-use stillframe_storage::{Attributes, NewFile, WriteBuffers, failpoint};
+use stillframe_storage::{Attributes, NewFile, Owner, WriteBuffers, failpoint};
 use tokio::task::JoinSet;
 
 use crate::EngineError;
@@ -53,6 +53,16 @@ struct Piece {
 pub(crate) struct Filled {
     pub(crate) files: u64,
     pub(crate) bytes: u64,
+    /// Files that could not be given to their owner.
+    pub(crate) refused: u64,
+}
+
+impl Filled {
+    /// A file that is done.
+    pub(crate) fn count(&mut self, owner: Option<Owner>) {
+        self.files += u64::from(owner.is_some());
+        self.refused += u64::from(owner == Some(Owner::Refused));
+    }
 }
 
 /// Takes files and fills them. Each chunk is checked on its way.
@@ -90,8 +100,9 @@ impl<'a> Filling<'a> {
             attributes,
         });
         if content.length == 0 {
-            destination.write(0, &[], &self.buffers)?;
-            return (self.tell)(Filled { files: 1, bytes: 0 });
+            let mut filled = Filled::default();
+            filled.count(destination.write(0, &[], &self.buffers)?);
+            return (self.tell)(filled);
         }
         let mut leaves = self.repo.leaves(content);
         let mut offset = 0;
@@ -154,7 +165,7 @@ async fn fill(
         for pieces in batch.chunk_by(|a, b| Arc::ptr_eq(&a.destination, &b.destination)) {
             let Some(first) = pieces.first() else { continue };
             let bytes = contents.get(at..at + pieces.len()).expect("each piece has its bytes");
-            filled.files += u64::from(first.destination.write(first.offset, bytes, &buffers)?);
+            filled.count(first.destination.write(first.offset, bytes, &buffers)?);
             filled.bytes += pieces.iter().map(|piece| piece.chunk.length).sum::<u64>();
             at += pieces.len();
         }
@@ -186,8 +197,13 @@ fn without_holes(bytes: &[u8]) -> Vec<Range<usize>> {
 }
 
 impl Destination {
-    /// Writes what stands one behind the other from `offset` on. Whether these were the last bytes.
-    fn write(&self, offset: u64, contents: &[Bytes], buffers: &WriteBuffers) -> Result<bool, EngineError> {
+    /// Writes what stands one behind the other from `offset` on. After the last bytes: whether the file got its owner.
+    fn write(
+        &self,
+        offset: u64,
+        contents: &[Bytes],
+        buffers: &WriteBuffers,
+    ) -> Result<Option<Owner>, EngineError> {
         let file = self.file()?;
         let write = |parts: &mut Vec<&[u8]>, at: u64| {
             file.write_at(parts.drain(..), at, buffers).map_err(EngineError::io("write", &self.place))
@@ -210,16 +226,17 @@ impl Destination {
         write(&mut parts, start)?;
         let length = at - offset;
         if self.bytes_left.fetch_sub(length, Ordering::AcqRel) > length {
-            return Ok(false);
+            return Ok(None);
         }
         // Nobody else writes to it any more.
         self.lock().take();
         let file = file.finish().map_err(EngineError::io("write", &self.place))?;
-        if self.attributes == SetAttributes::WhenFull {
-            apply(file, &self.place, &self.entry)?;
-        }
+        let owner = match self.attributes {
+            SetAttributes::WhenFull => apply(file, &self.place, &self.entry)?,
+            SetAttributes::Later => Owner::Given,
+        };
         failpoint("restore::filled");
-        Ok(true)
+        Ok(Some(owner))
     }
 
     fn lock(&self) -> std::sync::MutexGuard<'_, Option<Arc<NewFile>>> {
@@ -245,7 +262,7 @@ impl Destination {
 }
 
 /// Gives a file or directory what its entry says.
-pub(crate) fn apply(file: &File, place: &Path, entry: &FileEntry) -> Result<(), EngineError> {
+pub(crate) fn apply(file: &File, place: &Path, entry: &FileEntry) -> Result<Owner, EngineError> {
     attributes(entry)?.apply(file).map_err(EngineError::io("set mode, owner and time of", place))
 }
 

@@ -1,5 +1,6 @@
 //! `restore`: one backup → a directory that appears whole or not at all.
 
+use std::cell::Cell;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{DirBuilder, File, Permissions};
 use std::os::unix::ffi::OsStrExt;
@@ -11,8 +12,8 @@ use stillframe_capture::{Engine, SNAPSHOT_FILE, Snapshot, rewrite_wal_dir};
 use stillframe_jobs::{Job, Phase, Progress};
 use stillframe_repo::{BackupId, FileEntry, FileKind, Manifest, Repository, SourceForm, SourceManifest};
 use stillframe_storage::{
-    Attributes, MadeDirs, PublishError, RelativePath, StagingDir, disk_space, failpoint, sweep_leftovers,
-    sync_filesystem,
+    Attributes, MadeDirs, PublishError, RelativePath, StagingDir, disk_space, failpoint, is_vacant,
+    lies_within, sweep_leftovers, sync_filesystem,
 };
 
 use crate::filling::{Filled, Filling, SetAttributes, apply, attributes};
@@ -61,10 +62,9 @@ impl Layout {
         entry.path.below(&dir)
     }
 
-    /// The log directory of a RocksDB database that has one of its own, below `base`: its OPTIONS file must name it.
+    /// Where the logs of a RocksDB database go that had a directory of their own, below `base`: its OPTIONS file must name it.
     fn new_wal_dir(&self, snapshot: &Snapshot) -> Option<&Path> {
-        let place = self.named.get("wal_dir").filter(|_| snapshot.engine == Engine::RocksDb)?;
-        Some(place.as_path()).filter(|place| !place.as_os_str().is_empty())
+        self.named.get("wal_dir").map(PathBuf::as_path).filter(|_| snapshot.engine == Engine::RocksDb)
     }
 }
 
@@ -79,6 +79,9 @@ pub async fn restore(
     let manifest = repo.manifest(backup).await?;
     let target = place_of(&options.target)?;
     let chosen = choose(&manifest, options)?;
+    let placed = place(repo, &chosen, options).await?;
+    refuse_unknown_names(&placed, options)?;
+    refuse_within_source(&target, &placed)?;
     let parent = target.parent().ok_or_else(|| EngineError::Occupied(target.clone()))?;
     let made = MadeDirs::make(parent).map_err(EngineError::io("create", parent))?;
     refuse_too_large(parent, &chosen)?;
@@ -89,9 +92,9 @@ pub async fn restore(
     let staging = StagingDir::create(parent, &(surroundings.random_name)())
         .map_err(EngineError::io("make a staging directory in", parent))?;
     job.enter(Phase::Transferring)?;
-    let (staged, alone) = (staging.path(), chosen.len() == 1);
-    let into = Into { repo, staging: staged, target: &target, options, alone, purpose: Purpose::Keep };
-    let outcome = restore_chosen(&into, &chosen, job, surroundings).await?;
+    let alone = placed.len() == 1;
+    let into = Destination { repo, staging: staging.path(), target: &target };
+    let outcome = restore_placed(&into, &placed, job, surroundings).await?;
     job.enter(Phase::Sealing)?;
     let sealed = tokio::task::spawn_blocking(move || -> Result<(), EngineError> {
         if !alone {
@@ -121,35 +124,47 @@ pub(crate) async fn restore_into(
     surroundings: &Surroundings,
 ) -> Result<RestoreOutcome, EngineError> {
     let chosen = choose(manifest, options)?;
-    let into =
-        Into { repo, staging: dir, target: dir, options, alone: chosen.len() == 1, purpose: Purpose::Look };
-    restore_chosen(&into, &chosen, job, surroundings).await
+    let parent = dir.parent().unwrap_or(dir);
+    refuse_too_large(parent, &chosen)?;
+    let placed = place(repo, &chosen, options).await?;
+    restore_placed(&Destination { repo, staging: dir, target: dir }, &placed, job, surroundings).await
 }
 
-async fn restore_chosen(
-    into: &Into<'_>,
-    chosen: &[&SourceManifest],
+/// Everything has its place before the first file is written.
+async fn place<'a>(
+    repo: &Repository,
+    chosen: &[&'a SourceManifest],
+    options: &RestoreOptions,
+) -> Result<Vec<Placed<'a>>, EngineError> {
+    let mut placed = Vec::new();
+    for source in chosen {
+        let description = repo.read_content(source.snapshot, MAX_DESCRIPTION).await?;
+        let snapshot: Snapshot = serde_json::from_slice(&description).map_err(|error| {
+            EngineError::Unsound(format!("{SNAPSHOT_FILE} of {} cannot be read: {error}", source.name))
+        })?;
+        let layout = lay_out(options, source, &snapshot, chosen.len() == 1)?;
+        placed.push(Placed { source, snapshot, layout });
+    }
+    refuse_collisions(&placed)?;
+    Ok(placed)
+}
+
+async fn restore_placed(
+    into: &Destination<'_>,
+    placed: &[Placed<'_>],
     job: &Job,
     surroundings: &Surroundings,
 ) -> Result<RestoreOutcome, EngineError> {
     let mut outcome = RestoreOutcome::default();
-    let meter = Meter::new(chosen, job, surroundings);
-    // Everything has its place before the first file is written.
-    let mut placed = Vec::new();
-    for source in chosen {
-        let description = into.repo.read_content(source.snapshot, MAX_DESCRIPTION).await?;
-        let snapshot: Snapshot = serde_json::from_slice(&description).map_err(|error| {
-            EngineError::Unsound(format!("{SNAPSHOT_FILE} of {} cannot be read: {error}", source.name))
-        })?;
-        let layout = lay_out(into, source, &snapshot)?;
-        placed.push(Placed { source, snapshot, layout });
-    }
-    if into.purpose == Purpose::Keep {
-        refuse_unknown_names(into, &placed)?;
-    }
-    refuse_collisions(&placed)?;
-    for placed in &placed {
+    let meter = Meter::new(placed, job, surroundings);
+    for placed in placed {
         restore_source(into, placed, &meter, &mut outcome).await?;
+    }
+    if meter.refused.get() > 0 {
+        outcome.remarks.push(format!(
+            "{} files and directories belong to whoever ran this: the system refused to give them to their owners",
+            meter.refused.get()
+        ));
     }
     Ok(outcome)
 }
@@ -162,15 +177,16 @@ struct Placed<'a> {
 }
 
 /// A name in the map that means nothing is a mistake.
-fn refuse_unknown_names(into: &Into<'_>, placed: &[Placed<'_>]) -> Result<(), EngineError> {
-    let sources = placed.iter().filter(|_| !into.alone).map(|placed| placed.source.name.as_str());
+fn refuse_unknown_names(placed: &[Placed<'_>], options: &RestoreOptions) -> Result<(), EngineError> {
+    let alone = placed.len() == 1;
+    let sources = placed.iter().filter(|_| !alone).map(|placed| placed.source.name.as_str());
     let directories = placed.iter().flat_map(|placed| placed.layout.named.keys().map(String::as_str));
     let known: BTreeSet<&str> = sources.chain(directories).collect();
-    let Some(unknown) = into.options.map.keys().find(|old| !known.contains(old.as_str())) else {
+    let Some(unknown) = options.map.keys().find(|old| !known.contains(old.as_str())) else {
         return Ok(());
     };
     let mut names = if known.is_empty() { "nothing".to_owned() } else { Vec::from_iter(known).join(", ") };
-    if into.alone {
+    if alone {
         names.push_str(" (a source that comes back alone is the directory of --to itself)");
     }
     Err(EngineError::Usage(format!("--map: there is no {unknown:?} to map; what can be mapped: {names}")))
@@ -230,16 +246,25 @@ fn refuse_too_large(parent: &Path, chosen: &[&SourceManifest]) -> Result<(), Eng
 }
 
 fn refuse_occupied(target: &Path) -> Result<(), EngineError> {
-    match std::fs::read_dir(target) {
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(()),
-        Err(error) if error.kind() == std::io::ErrorKind::NotADirectory => {
-            Err(EngineError::Occupied(target.to_owned()))
-        }
+    match is_vacant(target) {
+        Ok(true) => Ok(()),
+        Ok(false) => Err(EngineError::Occupied(target.to_owned())),
         Err(error) => Err(EngineError::io("open", target)(error)),
-        Ok(mut entries) => match entries.next() {
-            None => Ok(()),
-            Some(_) => Err(EngineError::Occupied(target.to_owned())),
-        },
+    }
+}
+
+/// A database's own directory is no place for anything else: its engine may take it for its own. Among plain files it is one more.
+fn refuse_within_source(target: &Path, placed: &[Placed<'_>]) -> Result<(), EngineError> {
+    let parent = target.parent().unwrap_or(target);
+    let holds = |source: &&Path| lies_within(parent, source);
+    let databases = placed.iter().filter(|placed| placed.snapshot.engine != Engine::Files);
+    match databases.map(|placed| placed.snapshot.source.as_path()).find(holds) {
+        None => Ok(()),
+        Some(source) => Err(EngineError::Usage(format!(
+            "{} lies in {}, which is a source of this backup; restore outside of it",
+            target.display(),
+            source.display()
+        ))),
     }
 }
 
@@ -267,26 +292,15 @@ fn choose<'a>(
 }
 
 /// What stays the same for all sources of one restore.
-struct Into<'a> {
+struct Destination<'a> {
     repo: &'a Repository,
     staging: &'a Path,
+    /// Where it will be when it is whole.
     target: &'a Path,
-    options: &'a RestoreOptions,
-    /// One source: the target itself is its directory.
-    alone: bool,
-    purpose: Purpose,
-}
-
-/// What a restore is for.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Purpose {
-    Keep,
-    /// To be checked and removed. Names are mapped that the backup need not have.
-    Look,
 }
 
 async fn restore_source(
-    into: &Into<'_>,
+    into: &Destination<'_>,
     placed: &Placed<'_>,
     meter: &Meter<'_>,
     outcome: &mut RestoreOutcome,
@@ -300,17 +314,25 @@ async fn restore_source(
     let unfinished = write_files(into, placed, meter, outcome).await?;
     failpoint("restore::written");
     adapt_options(into, &placed.snapshot, &placed.layout, outcome)?;
-    unfinished.finish(&placed.snapshot, &staged)
+    // They were counted when they were come to; only whether they got their owners is news.
+    let finished = unfinished.finish(&placed.snapshot, &staged)?;
+    meter.add(Filled { files: 0, ..finished })
 }
 
-fn lay_out(into: &Into<'_>, source: &SourceManifest, snapshot: &Snapshot) -> Result<Layout, EngineError> {
+/// A source that comes back `alone` has the target itself for its directory.
+fn lay_out(
+    options: &RestoreOptions,
+    source: &SourceManifest,
+    snapshot: &Snapshot,
+    alone: bool,
+) -> Result<Layout, EngineError> {
     let checked = |name: &str| -> Result<PathBuf, EngineError> {
         let path: RelativePath =
             name.parse().map_err(|error| EngineError::Usage(format!("--map: {error}")))?;
         Ok(path.as_path().to_owned())
     };
-    let mapped = |name: &str| into.options.map.get(name).map_or(name, String::as_str).to_owned();
-    let base = if into.alone { PathBuf::new() } else { checked(&mapped(&source.name))? };
+    let mapped = |name: &str| options.map.get(name).map_or(name, String::as_str).to_owned();
+    let base = if alone { PathBuf::new() } else { checked(&mapped(&source.name))? };
     let mut named = BTreeMap::new();
     for directory in &snapshot.directories {
         let new = mapped(&directory.name);
@@ -322,7 +344,7 @@ fn lay_out(into: &Into<'_>, source: &SourceManifest, snapshot: &Snapshot) -> Res
 
 /// Creates directories, and creates and fills files.
 async fn write_files(
-    into: &Into<'_>,
+    into: &Destination<'_>,
     placed: &Placed<'_>,
     meter: &Meter<'_>,
     outcome: &mut RestoreOutcome,
@@ -337,7 +359,7 @@ async fn write_files(
 }
 
 async fn write_list(
-    into: &Into<'_>,
+    into: &Destination<'_>,
     placed: &Placed<'_>,
     meter: &Meter<'_>,
     outcome: &mut RestoreOutcome,
@@ -374,11 +396,11 @@ async fn write_list(
             }
             FileKind::Symlink { ref target } => {
                 unfinished.links.push((place, target.clone(), entry));
-                meter.add(Filled { files: 1, bytes: 0 })?;
+                meter.add(Filled { files: 1, ..Filled::default() })?;
             }
             FileKind::Directory => {
                 unfinished.directories.push((place, entry));
-                meter.add(Filled { files: 1, bytes: 0 })?;
+                meter.add(Filled { files: 1, ..Filled::default() })?;
             }
         }
     }
@@ -399,60 +421,68 @@ struct Unfinished {
 
 impl Unfinished {
     /// Links; mode, owner (as root) and time of the rest, children before their directories.
-    fn finish(self, snapshot: &Snapshot, staged: &Path) -> Result<(), EngineError> {
+    fn finish(self, snapshot: &Snapshot, staged: &Path) -> Result<Filled, EngineError> {
+        let mut done = Filled::default();
         for (place, entry) in &self.files {
             let file = File::options().write(true).open(place).map_err(EngineError::io("open", place))?;
-            apply(&file, place, entry)?;
+            done.count(Some(apply(&file, place, entry)?));
         }
         for (place, target, entry) in &self.links {
             let target = std::ffi::OsStr::from_bytes(target);
             std::os::unix::fs::symlink(target, place).map_err(EngineError::io("link", place))?;
             let given = attributes(entry)?.apply_to_link(place);
-            given.map_err(EngineError::io("set owner and time of", place))?;
+            done.count(Some(given.map_err(EngineError::io("set owner and time of", place))?));
         }
         if let Some(like) = &snapshot.directory {
-            apply_to_directories(staged, like)?;
+            apply_to_directories(staged, like, &mut done)?;
         }
         for (place, entry) in self.directories.iter().rev() {
-            apply(&open_dir(place)?, place, entry)?;
+            done.count(Some(apply(&open_dir(place)?, place, entry)?));
         }
-        Ok(())
+        Ok(done)
     }
 }
 
 /// A restored OPTIONS file must not name the live log directory.
 fn adapt_options(
-    into: &Into<'_>,
+    into: &Destination<'_>,
     snapshot: &Snapshot,
     layout: &Layout,
     outcome: &mut RestoreOutcome,
 ) -> Result<(), EngineError> {
     for directory in &snapshot.directories {
-        let place = layout.named.get(&directory.name).cloned().unwrap_or_default();
-        let place = into.target.join(&layout.base).join(place);
-        outcome.remarks.push(format!(
-            "files of {} are in {}: open the database with {} set to it",
-            directory.original.display(),
-            place.display(),
-            directory.option
-        ));
+        let below = layout.named.get(&directory.name).cloned().unwrap_or_default();
+        let place = joined(into.target, &layout.base, &below);
+        let (original, place, option) = (directory.original.display(), place.display(), &directory.option);
+        outcome.remarks.push(if below.as_os_str().is_empty() {
+            format!("files of {original} are in {place} itself: open the database without {option}, or with it set to that")
+        } else {
+            format!("files of {original} are in {place}: open the database with {option} set to it")
+        });
     }
     if let Some(wal_dir) = layout.new_wal_dir(snapshot) {
-        let new = into.target.join(&layout.base).join(wal_dir);
+        let new = joined(into.target, &layout.base, wal_dir);
         rewrite_wal_dir(&into.staging.join(&layout.base), &new)?;
     }
     Ok(())
 }
 
+/// Without the empty parts, which would end it in a slash.
+fn joined(target: &Path, base: &Path, below: &Path) -> PathBuf {
+    target.join(base).join(below).components().collect()
+}
+
 /// Directories that were not recorded themselves are like the source's main one.
-fn apply_to_directories(dir: &Path, like: &Attributes) -> Result<(), EngineError> {
+fn apply_to_directories(dir: &Path, like: &Attributes, done: &mut Filled) -> Result<(), EngineError> {
     for entry in std::fs::read_dir(dir).map_err(EngineError::io("list", dir))? {
         let entry = entry.map_err(EngineError::io("list", dir))?;
         if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
-            apply_to_directories(&entry.path(), like)?;
+            apply_to_directories(&entry.path(), like, done)?;
         }
     }
-    like.apply(&open_dir(dir)?).map_err(EngineError::io("set mode, owner and time of", dir))
+    let given = like.apply(&open_dir(dir)?);
+    done.count(Some(given.map_err(EngineError::io("set mode, owner and time of", dir))?));
+    Ok(())
 }
 
 /// Fails for anything that is not a directory itself, such as a link to one.
@@ -466,21 +496,24 @@ fn open_dir(dir: &Path) -> Result<File, EngineError> {
 struct Meter<'a> {
     job: &'a Job,
     surroundings: &'a Surroundings,
-    progress: std::cell::Cell<Progress>,
+    progress: Cell<Progress>,
+    /// Files that could not be given to their owner.
+    refused: Cell<u64>,
 }
 
 impl<'a> Meter<'a> {
-    fn new(sources: &[&SourceManifest], job: &'a Job, surroundings: &'a Surroundings) -> Self {
+    fn new(placed: &[Placed<'_>], job: &'a Job, surroundings: &'a Surroundings) -> Self {
         let progress = Progress {
-            files_total: Some(sources.iter().map(|source| source.file_count).sum()),
-            bytes_total: Some(sources.iter().map(|source| source.bytes).sum()),
+            files_total: Some(placed.iter().map(|placed| placed.source.file_count).sum()),
+            bytes_total: Some(placed.iter().map(|placed| placed.source.bytes).sum()),
             ..Progress::new(Phase::Transferring)
         };
-        Self { job, surroundings, progress: std::cell::Cell::new(progress) }
+        Self { job, surroundings, progress: Cell::new(progress), refused: Cell::new(0) }
     }
 
     fn add(&self, filled: Filled) -> Result<(), EngineError> {
         let mut progress = self.progress.get();
+        self.refused.set(self.refused.get() + filled.refused);
         progress.files_done += filled.files;
         progress.bytes_done += filled.bytes;
         self.progress.set(progress);

@@ -57,7 +57,6 @@ pub async fn verify(
     job: &Job,
     surroundings: &Surroundings,
 ) -> Result<VerifyOutcome, EngineError> {
-    let manifest = repo.manifest(backup).await?;
     job.enter(Phase::Transferring)?;
     let level = match options.level {
         Level::Exists => VerifyLevel::Exists,
@@ -71,6 +70,7 @@ pub async fn verify(
     }
     let mut outcome = VerifyOutcome { files: report.files, bytes: report.bytes, packs: report.packs, damage };
     if options.level == Level::Open && outcome.damage.is_empty() {
+        let manifest = repo.manifest(backup).await?;
         outcome.damage = open_each(repo, &manifest, options, job, surroundings).await?;
     }
     Ok(outcome)

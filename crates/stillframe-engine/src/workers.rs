@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use stillframe_jobs::CpuShare;
+use stillframe_jobs::{CpuShare, thread_cpu_time};
 use stillframe_storage::Clock;
 use tokio::sync::oneshot;
 
@@ -55,20 +55,23 @@ impl Workers {
 
 fn work(share: CpuShare, tasks: &Mutex<Receiver<Task>>, clock: &dyn Clock) {
     share.apply_to_this_thread();
+    let (mut rested, mut used) = (clock.monotonic(), thread_cpu_time());
     loop {
         let task = match tasks.lock() {
             Ok(tasks) => tasks.recv(),
             Err(_) => return,
         };
         let Ok(task) = task else { return };
-        let began = clock.monotonic();
         if std::panic::catch_unwind(std::panic::AssertUnwindSafe(task)).is_err() {
             tracing::error!("a task ended in a panic; the job that waits for it fails");
         }
-        let rest = share.rest_after(clock.monotonic().saturating_sub(began));
+        let elapsed = clock.monotonic().saturating_sub(rested);
+        let rest = share.rest_after(thread_cpu_time().saturating_sub(used), elapsed);
         if rest > Duration::from_micros(50) {
             std::thread::sleep(rest);
         }
+        // Time that was not used is not saved up beyond a task.
+        (rested, used) = (clock.monotonic(), thread_cpu_time());
     }
 }
 

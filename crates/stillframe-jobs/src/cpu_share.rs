@@ -95,9 +95,10 @@ impl CpuShare {
         self.workers
     }
 
-    /// How long a worker must rest after it was `busy`; zero when whole cores are its due.
-    pub fn rest_after(&self, busy: Duration) -> Duration {
-        busy.mul_f64(1.0 / self.duty - 1.0)
+    /// How long a worker must rest that used so much processor time in `elapsed` since its last rest, waiting included; zero when whole
+    /// cores are its due.
+    pub fn rest_after(&self, used: Duration, elapsed: Duration) -> Duration {
+        used.div_f64(self.duty).saturating_sub(elapsed.max(used))
     }
 
     /// Lowers the priority of the calling thread if the pace is polite: nice 10, which lowers its I/O priority along with it
@@ -109,6 +110,13 @@ impl CpuShare {
             tracing::debug!(%error, "could not lower the priority of a worker");
         }
     }
+}
+
+/// Processor time that the calling thread has used so far.
+pub fn thread_cpu_time() -> Duration {
+    let used = rustix::time::clock_gettime(rustix::time::ClockId::ThreadCPUTime);
+    let part = |part: i64| u64::try_from(part).unwrap_or_default();
+    Duration::from_secs(part(used.tv_sec)) + Duration::from_nanos(part(used.tv_nsec))
 }
 
 #[cfg(test)]
@@ -129,7 +137,7 @@ mod tests {
             for percent in 1..=100 {
                 let share = share(Pace::Fast, Some(percent), cores);
                 let busy = Duration::from_secs(10);
-                let whole = busy + share.rest_after(busy);
+                let whole = busy + share.rest_after(busy, busy);
                 #[expect(clippy::cast_precision_loss, reason = "small numbers")]
                 let used = busy.as_secs_f64() / whole.as_secs_f64() * share.workers().get() as f64
                     / cores as f64
@@ -142,11 +150,31 @@ mod tests {
 
     #[test]
     fn polite_takes_half_and_fast_takes_all() {
+        let second = Duration::from_secs(1);
         assert_eq!(share(Pace::Polite, None, 8).workers().get(), 4);
         assert_eq!(share(Pace::Polite, None, 1).workers().get(), 1);
-        assert_eq!(share(Pace::Polite, None, 1).rest_after(Duration::from_secs(1)), Duration::from_secs(1));
+        assert_eq!(share(Pace::Polite, None, 1).rest_after(second, second), second);
         assert_eq!(share(Pace::Fast, None, 8).workers().get(), 8);
-        assert_eq!(share(Pace::Fast, None, 8).rest_after(Duration::from_secs(9)), Duration::ZERO);
+        assert_eq!(share(Pace::Fast, None, 8).rest_after(second, second), Duration::ZERO);
+    }
+
+    #[test]
+    fn who_waited_has_rested() {
+        let (half, second) = (share(Pace::Polite, None, 1), Duration::from_secs(1));
+        assert_eq!(half.rest_after(second, second.mul_f64(1.5)), second.mul_f64(0.5));
+        assert_eq!(half.rest_after(second, second * 9), Duration::ZERO);
+    }
+
+    #[test]
+    fn only_work_counts_as_processor_time() {
+        let began = thread_cpu_time();
+        std::thread::sleep(Duration::from_millis(50));
+        let asleep = thread_cpu_time().saturating_sub(began);
+        assert!(asleep < Duration::from_millis(25), "{asleep:?}");
+        let mut sum = 0_u64;
+        while thread_cpu_time().saturating_sub(began) < Duration::from_millis(20) {
+            sum = std::hint::black_box(sum.wrapping_mul(31) + 1);
+        }
     }
 
     #[test]

@@ -21,6 +21,7 @@ use crate::layout::{CONFIG_OBJECT, Kind, ObjectName};
 use crate::manifest::Manifest;
 use crate::newest::Newest;
 use crate::object_io::{Listed, ObjectIo};
+use crate::write::is_plain;
 use crate::{BackupId, ObjectId, RepositoryId};
 
 const FORMAT: u64 = 1;
@@ -263,6 +264,21 @@ impl Repository {
         &self.inner.cache_dir
     }
 
+    /// That this is still the repository that was opened, with the key that opened it: somebody may have removed it or made another in
+    /// its place meanwhile, and what was put since would be lost with it.
+    pub(crate) async fn check_identity(&self) -> Result<()> {
+        let config = read_config(self.io()).await?;
+        if config.id != self.id() {
+            let why = "it is another repository's now: this one was replaced while it was written to";
+            return Err(Error::damaged(&CONFIG_OBJECT, why));
+        }
+        let key = ObjectName::new(Kind::Keys, self.inner.key);
+        match self.io().size(key).await? {
+            Some(_) => Ok(()),
+            None => Err(Error::damaged(&key, "it opened the repository and is gone now")),
+        }
+    }
+
     /// What the repository is and how much is in it. Lists everything, reads nothing.
     pub async fn info(&self) -> Result<RepositoryInfo> {
         let Inner { config, io, ring, encrypted, .. } = &*self.inner;
@@ -321,6 +337,10 @@ impl Repository {
         if !self.inner.encrypted {
             let why = "the repository is not encrypted: a passphrase would protect nothing";
             return Err(Error::Invalid(why.into()));
+        }
+        if !is_plain(label) {
+            let why = "1 to 256 bytes without control characters";
+            return Err(Error::Invalid(format!("{label:?} cannot be a key's label: {why}")));
         }
         let description = KeyDescription { label: label.into(), created: clock.now() };
         put_key(self.io(), self.ring(), Some((passphrase, cost)), description).await
@@ -401,8 +421,8 @@ impl Repository {
         Ok(manifest)
     }
 
-    /// Which backup is meant: `latest`, an id, a name, or the beginning of an id; the first of these that fits. So a backup called
-    /// "cafe" is found by its name whatever the ids of others begin with.
+    /// Which backup is meant: `latest`, an id, or else a name or the beginning of an id. What is one backup's name and how another's id
+    /// begins is ambiguous.
     pub async fn resolve(&self, text: &str) -> Result<BackupId> {
         let not_found = || Error::NotFound { name: text.to_owned() };
         let BackupIds { existing, lost, .. } = self.list_backups().await?;
@@ -414,17 +434,21 @@ impl Repository {
         let backups = self.backups().await?;
         if text == "latest" {
             if let Some((id, error)) = backups.unreadable.into_iter().next() {
-                let why = format!("{error}; it may be the latest backup: name one by its id");
-                return Err(Error::damaged(&ObjectName::new(Kind::Manifest, id), why));
+                let (object, why) = match error {
+                    Error::Damaged { object, why } => (object, why),
+                    error => (ObjectName::new(Kind::Manifest, id).to_string(), error.to_string()),
+                };
+                let why = format!("{why}; it may be the latest backup: name one by its id");
+                return Err(Error::Damaged { object, why });
             }
             return backups.readable.last().map(|manifest| manifest.id).ok_or_else(not_found);
         }
         let is_prefix = |id: &BackupId| !text.is_empty() && id.to_string().starts_with(text);
         let named = backups.readable.iter().filter(|manifest| manifest.draft.name.as_deref() == Some(text));
         let mut ids: Vec<BackupId> = named.map(|manifest| manifest.id).collect();
-        if ids.is_empty() {
-            ids.extend(existing.into_iter().chain(lost).filter(is_prefix));
-        }
+        ids.extend(existing.into_iter().chain(lost).filter(is_prefix));
+        ids.sort_unstable();
+        ids.dedup();
         if let [id] = ids.as_slice() {
             return Ok(*id);
         }

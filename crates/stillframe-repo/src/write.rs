@@ -379,6 +379,7 @@ impl Writer<'_> {
         if bytes.last_chunk::<HASH_LEN>() != Some(stored.hash.as_bytes()) {
             return Err(Error::damaged(&manifest, "the store gives back other bytes than it was given"));
         }
+        self.repository.check_identity().await?;
         self.repository.newest().note(stored.manifest.created);
         self.emit(WriteEvent::Sealed { id });
         Ok(())
@@ -402,11 +403,13 @@ struct StoredManifest {
     hash: blake3::Hash,
 }
 
+/// Whether a list can show it on one line.
+pub(crate) fn is_plain(label: &str) -> bool {
+    !label.is_empty() && label.len() <= MAX_LABEL_LEN && !label.chars().any(char::is_control)
+}
+
 /// Refuses names and tags of backups that would mean something else, or that no list could show.
 pub fn check_labels(name: Option<&str>, tags: &[String]) -> Result<()> {
-    let is_plain = |label: &str| {
-        !label.is_empty() && label.len() <= MAX_LABEL_LEN && !label.chars().any(char::is_control)
-    };
     if let Some(name) = name {
         if !is_plain(name) {
             let why = "a name is 1 to 256 bytes without control characters";

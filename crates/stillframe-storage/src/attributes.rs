@@ -7,6 +7,7 @@ use std::path::Path;
 
 use jiff::Timestamp;
 use rustix::fs::{AtFlags, CWD, Gid, Timespec, Timestamps, Uid, futimens, utimensat};
+use rustix::io::Errno;
 use serde::{Deserialize, Serialize};
 
 /// Mode, owner and time of modification.
@@ -22,23 +23,52 @@ pub struct Attributes {
     pub modified: Timestamp,
 }
 
-impl Attributes {
-    /// Gives them to an open file or directory. The owner only as root: nobody else may give files away.
-    pub fn apply(&self, file: &File) -> io::Result<()> {
-        if rustix::process::geteuid().is_root() {
-            rustix::fs::fchown(file, Some(Uid::from_raw(self.uid)), Some(Gid::from_raw(self.gid)))?;
+/// Whether a file got its owner.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[must_use]
+pub enum Owner {
+    /// It has it.
+    Given,
+    /// Only root may give files away.
+    NotRoot,
+    /// Root is none here: its user namespace does not know the owner, or the file system has no owners or lets nobody give files away.
+    Refused,
+}
+
+impl Owner {
+    fn give(change: impl FnOnce() -> Result<(), Errno>) -> io::Result<Self> {
+        if !rustix::process::geteuid().is_root() {
+            return Ok(Self::NotRoot);
         }
-        // After the owner, because changing that takes the set-user-id bits away.
-        file.set_permissions(Permissions::from_mode(self.mode))?;
-        Ok(futimens(file, &self.timestamps())?)
+        match change() {
+            Ok(()) => Ok(Self::Given),
+            Err(Errno::PERM | Errno::INVAL | Errno::NOTSUP) => Ok(Self::Refused),
+            Err(error) => Err(error.into()),
+        }
     }
-    /// Gives owner (as root) and time to a symbolic link itself; its mode means nothing.
-    pub fn apply_to_link(&self, link: &Path) -> io::Result<()> {
-        if rustix::process::geteuid().is_root() {
-            let (owner, group) = (Some(Uid::from_raw(self.uid)), Some(Gid::from_raw(self.gid)));
-            rustix::fs::chownat(CWD, link, owner, group, AtFlags::SYMLINK_NOFOLLOW)?;
-        }
-        Ok(utimensat(CWD, link, &self.timestamps(), AtFlags::SYMLINK_NOFOLLOW)?)
+}
+
+/// Nobody else's file may act in the name of whoever restored it.
+const SET_IDS: u32 = 0o6000;
+
+impl Attributes {
+    /// Gives them to an open file or directory.
+    pub fn apply(&self, file: &File) -> io::Result<Owner> {
+        let (uid, gid) = (Some(Uid::from_raw(self.uid)), Some(Gid::from_raw(self.gid)));
+        let owner = Owner::give(|| rustix::fs::fchown(file, uid, gid))?;
+        let mode = if owner == Owner::Refused { self.mode & !SET_IDS } else { self.mode };
+        // After the owner, because changing that takes the set-user-id bits away.
+        file.set_permissions(Permissions::from_mode(mode))?;
+        futimens(file, &self.timestamps())?;
+        Ok(owner)
+    }
+
+    /// Gives owner and time to a symbolic link itself; its mode means nothing.
+    pub fn apply_to_link(&self, link: &Path) -> io::Result<Owner> {
+        let (uid, gid) = (Some(Uid::from_raw(self.uid)), Some(Gid::from_raw(self.gid)));
+        let owner = Owner::give(|| rustix::fs::chownat(CWD, link, uid, gid, AtFlags::SYMLINK_NOFOLLOW))?;
+        utimensat(CWD, link, &self.timestamps(), AtFlags::SYMLINK_NOFOLLOW)?;
+        Ok(owner)
     }
 
     fn timestamps(&self) -> Timestamps {
@@ -70,7 +100,9 @@ mod tests {
         let meta = file.metadata().unwrap();
         for nanoseconds in [-1_500_000_000, -1, 0, 1, 1_500_000_001] {
             let modified = Timestamp::from_nanosecond(nanoseconds).unwrap();
-            Attributes { mode: 0o604, uid: meta.uid(), gid: meta.gid(), modified }.apply(&file).unwrap();
+            let attributes = Attributes { mode: 0o604, uid: meta.uid(), gid: meta.gid(), modified };
+            let owner = attributes.apply(&file).unwrap();
+            assert_ne!(owner, Owner::Refused);
             let meta = file.metadata().unwrap();
             assert_eq!(i128::from(meta.mtime()) * 1_000_000_000 + i128::from(meta.mtime_nsec()), nanoseconds);
             assert_eq!(meta.mode() & 0o7777, 0o604);

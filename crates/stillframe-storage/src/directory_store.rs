@@ -5,8 +5,10 @@
 //! directory.
 
 use std::fmt;
+use std::fs::File;
 use std::io;
 use std::ops::Range;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path as FilePath, PathBuf};
 use std::sync::Arc;
 
@@ -29,12 +31,42 @@ const LARGE: usize = 1 << 20;
 #[derive(Debug)]
 pub(crate) struct DirectoryStore {
     inner: LocalFileSystem,
+    root: Arc<Root>,
     buffers: Arc<WriteBuffers>,
 }
 
+/// The directory that was opened. Somebody may unmount or rename it, or make another one in its place, while this is at work: what is put
+/// from then on would be lost, or be somebody else's.
+#[derive(Debug)]
+struct Root {
+    path: PathBuf,
+    /// Held open, so that no other file gets its number.
+    dir: File,
+}
+
+impl Root {
+    fn check(&self) -> io::Result<()> {
+        let opened = self.dir.metadata()?;
+        match std::fs::metadata(&self.path) {
+            Ok(now) if (now.dev(), now.ino()) == (opened.dev(), opened.ino()) => Ok(()),
+            _ => Err(io::Error::other(format!(
+                "{} is no longer the directory that was opened (unmounted, renamed or made anew?)",
+                self.path.display()
+            ))),
+        }
+    }
+
+    fn check_for_put(&self) -> Result<()> {
+        self.check().map_err(|source| Error::Generic { store: "LocalFileSystem", source: Box::new(source) })
+    }
+}
+
 impl DirectoryStore {
-    pub(crate) fn new(inner: LocalFileSystem) -> Self {
-        Self { inner, buffers: Arc::default() }
+    /// Every put into the directory at `path` is durable when it returns. The directory must exist.
+    pub(crate) fn open(path: &FilePath) -> io::Result<Self> {
+        let root = Arc::new(Root { path: std::path::absolute(path)?, dir: File::open(path)? });
+        let inner = LocalFileSystem::new_with_prefix(path).map_err(io::Error::other)?.with_fsync(true);
+        Ok(Self { inner, root, buffers: Arc::default() })
     }
 }
 
@@ -47,6 +79,7 @@ impl fmt::Display for DirectoryStore {
 #[async_trait]
 impl ObjectStore for DirectoryStore {
     async fn put_opts(&self, location: &Path, payload: PutPayload, options: PutOptions) -> Result<PutResult> {
+        self.root.check_for_put()?;
         let is_plain = matches!(options.mode, PutMode::Overwrite) && options.attributes.is_empty();
         if is_plain && payload.content_length() >= LARGE {
             let (place, buffers) = (self.inner.path_to_filesystem(location)?, Arc::clone(&self.buffers));
@@ -64,6 +97,7 @@ impl ObjectStore for DirectoryStore {
         location: &Path,
         options: PutMultipartOptions,
     ) -> Result<Box<dyn MultipartUpload>> {
+        self.root.check_for_put()?;
         self.inner.put_multipart_opts(location, options).await
     }
 
@@ -96,6 +130,7 @@ impl ObjectStore for DirectoryStore {
     }
 
     async fn copy_opts(&self, from: &Path, to: &Path, options: CopyOptions) -> Result<()> {
+        self.root.check_for_put()?;
         self.inner.copy_opts(from, to, options).await
     }
 }
@@ -146,8 +181,7 @@ mod tests {
         // On a disk, and on a file system that has none.
         for parent in [std::env::temp_dir(), "/dev/shm".into()] {
             let dir = tempfile::tempdir_in(parent).unwrap();
-            let store =
-                DirectoryStore::new(LocalFileSystem::new_with_prefix(dir.path()).unwrap().with_fsync(true));
+            let store = DirectoryStore::open(dir.path()).unwrap();
             for len in [0, 1, LARGE - 1, LARGE, LARGE + 1, 5 * LARGE, 8 * LARGE + 4097] {
                 let path = Path::from(format!("packs/ab/{len}"));
                 for _ in 0..2 {
@@ -158,5 +192,30 @@ mod tests {
             }
             assert_eq!(std::fs::read_dir(dir.path().join("packs/ab")).unwrap().count(), 7);
         }
+    }
+
+    #[tokio::test]
+    async fn nothing_is_put_where_another_directory_is_now() {
+        let dir = tempfile::tempdir().unwrap();
+        let (root, away) = (dir.path().join("root"), dir.path().join("away"));
+        std::fs::create_dir(&root).unwrap();
+        let store = DirectoryStore::open(&root).unwrap();
+        let (small, large) = (Path::from("keys/a"), Path::from("packs/a"));
+        store.put(&small, payload(1)).await.unwrap();
+        std::fs::rename(&root, &away).unwrap();
+        for made_anew in [false, true] {
+            if made_anew {
+                std::fs::create_dir(&root).unwrap();
+            }
+            for (path, len) in [(&small, 1), (&large, LARGE)] {
+                let refused = store.put(path, payload(len)).await.unwrap_err().to_string();
+                assert!(refused.contains("no longer the directory"), "{refused}");
+            }
+            assert_eq!(root.exists(), made_anew);
+        }
+        assert_eq!(std::fs::read_dir(&root).unwrap().count(), 0);
+        std::fs::remove_dir(&root).unwrap();
+        std::fs::rename(&away, &root).unwrap();
+        store.put(&large, payload(LARGE)).await.unwrap();
     }
 }

@@ -6,7 +6,6 @@ use std::str::FromStr;
 use std::sync::Arc;
 
 use object_store::ObjectStore;
-use object_store::local::LocalFileSystem;
 
 use crate::directory_store::DirectoryStore;
 
@@ -24,7 +23,8 @@ pub enum Location {
 pub enum LocationError {
     /// The scheme is not one that this version can use. Fix the URL.
     #[error(
-        "cannot use {scheme}:// as a repository: this version stores backups in a directory (/path or file:///path)"
+        "cannot use {scheme}: as a repository: this version stores backups in a directory (/path or file:///path; ./{scheme}:… for a \
+         directory of that name)"
     )]
     UnknownScheme {
         /// What stood before `://`.
@@ -66,13 +66,24 @@ impl FromStr for Location {
             return Err(malformed("it contains NUL"));
         }
         match text.split_once("://") {
-            None => Ok(Self::Directory(PathBuf::from(text))),
+            // As other tools write places that are no directories: `s3:bucket`, `sftp:user@host:/path`.
+            None => match text.split_once(':') {
+                Some((scheme, _)) if is_scheme(scheme) => {
+                    Err(LocationError::UnknownScheme { scheme: scheme.to_owned() })
+                }
+                _ => Ok(Self::Directory(PathBuf::from(text))),
+            },
             Some(("file", path)) if path.starts_with('/') => Ok(Self::Directory(PathBuf::from(path))),
             Some(("file", _)) => Err(malformed("a file URL has three slashes: file:///path")),
             Some(("memory", "")) => Ok(Self::Memory),
             Some((scheme, _)) => Err(LocationError::UnknownScheme { scheme: scheme.to_owned() }),
         }
     }
+}
+
+fn is_scheme(text: &str) -> bool {
+    let rest = |c: char| c.is_ascii_alphanumeric() || matches!(c, '+' | '-' | '.');
+    text.starts_with(|c: char| c.is_ascii_alphabetic()) && text.chars().all(rest)
 }
 
 impl fmt::Display for Location {
@@ -104,9 +115,7 @@ fn open_directory(path: &Path) -> Result<DirectoryStore, LocationError> {
         Ok(meta) if !meta.is_dir() => return Err(unusable(std::io::ErrorKind::NotADirectory.into())),
         Ok(_) => {}
     }
-    let store =
-        LocalFileSystem::new_with_prefix(path).map_err(|error| unusable(std::io::Error::other(error)))?;
-    Ok(DirectoryStore::new(store.with_fsync(true)))
+    DirectoryStore::open(path).map_err(unusable)
 }
 
 #[cfg(test)]
@@ -118,7 +127,13 @@ mod tests {
         assert_eq!("/a b".parse::<Location>().unwrap(), Location::Directory("/a b".into()));
         assert_eq!("file:///x".parse::<Location>().unwrap(), Location::Directory("/x".into()));
         let refused = "s3://bucket/x".parse::<Location>().unwrap_err().to_string();
-        assert!(refused.contains("s3://"), "{refused}");
+        assert!(refused.contains("s3:"), "{refused}");
+        for elsewhere in ["s3:bucket/x", "sftp:user@host:/srv/b", "b2:bucket:x", "rclone:remote:x"] {
+            assert!(elsewhere.parse::<Location>().is_err(), "{elsewhere}");
+        }
+        for here in ["./s3:bucket", "/srv/a:b", "a b:c"] {
+            assert_eq!(here.parse::<Location>().unwrap(), Location::Directory(here.into()));
+        }
         assert!("".parse::<Location>().is_err());
         assert!("file://host/x".parse::<Location>().is_err());
     }

@@ -8,12 +8,14 @@ use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
+use crate::path_text::{escape, unescape};
+
 /// A path below some directory: one or more names joined by `/`; never absolute, never empty, no `.` or `..`, no NUL,
 /// each name at most 255 bytes, 4096 in all. Joining it to a directory stays inside that directory as long as no
 /// symbolic link stands in the way.
 ///
-/// Names are bytes, as on Unix. As text (JSON, messages) bytes that are not UTF-8, control characters and the
-/// backslash are written `\xNN`; [`FromStr`] reads that form back.
+/// Names are bytes, as on Unix. As text (JSON, messages) it is as [`path_text`](crate::path_text()) writes it; [`FromStr`] reads that
+/// form back.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(into = "String", try_from = "String")]
 pub struct RelativePath(Box<[u8]>);
@@ -80,43 +82,6 @@ fn fault(bytes: &[u8]) -> Option<&'static str> {
         _ if name.len() > 255 => Some("a part is longer than 255 bytes"),
         _ => None,
     })
-}
-
-fn escape(bytes: &[u8]) -> String {
-    let mut text = String::with_capacity(bytes.len());
-    for chunk in bytes.utf8_chunks() {
-        for c in chunk.valid().chars() {
-            if c == '\\' || c.is_control() {
-                let mut buffer = [0; 4];
-                c.encode_utf8(&mut buffer).bytes().for_each(|b| push_hex(&mut text, b));
-            } else {
-                text.push(c);
-            }
-        }
-        chunk.invalid().iter().for_each(|&b| push_hex(&mut text, b));
-    }
-    text
-}
-
-fn push_hex(text: &mut String, byte: u8) {
-    use fmt::Write;
-    write!(text, "\\x{byte:02x}").expect("writing to a String cannot fail");
-}
-
-fn unescape(text: &str) -> Option<Vec<u8>> {
-    let mut bytes = Vec::with_capacity(text.len());
-    let mut rest = text.as_bytes();
-    while let Some((&first, tail)) = rest.split_first() {
-        if first == b'\\' {
-            let hex = tail.strip_prefix(b"x")?.get(..2)?;
-            bytes.push(u8::from_str_radix(std::str::from_utf8(hex).ok()?, 16).ok()?);
-            rest = tail.get(3..)?;
-        } else {
-            bytes.push(first);
-            rest = tail;
-        }
-    }
-    Some(bytes)
 }
 
 impl FromStr for RelativePath {

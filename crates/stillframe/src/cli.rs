@@ -1,5 +1,6 @@
 //! The command line: what can be asked for, and how.
 
+use std::ffi::OsString;
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
@@ -142,7 +143,7 @@ time as can be.")]
 pub struct Backup {
     /// rocksdb:DIR, leveldb:DIR, fjall:DIR, sqlite:FILE, files:DIR, or a path to be recognised
     #[arg(required = true, value_name = "SOURCE")]
-    pub sources: Vec<String>,
+    pub sources: Vec<OsString>,
     #[command(flatten)]
     pub repo: RepoArgs,
     /// A label to find the backup by; need not be unique
@@ -305,7 +306,7 @@ An image on the file system of its source shares tables with it by hard links: n
 or use --copy.")]
     Create {
         /// rocksdb:DIR, leveldb:DIR, fjall:DIR, sqlite:FILE, files:DIR, or a path to be recognised
-        source: String,
+        source: OsString,
         /// Where to; must not exist, or be empty
         #[arg(long, value_name = "DIR")]
         to: PathBuf,

@@ -4,7 +4,7 @@ use std::io::{IsTerminal, Write};
 use std::sync::Mutex;
 use std::time::Duration;
 
-use indicatif::{ProgressBar, ProgressStyle};
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use serde_json::{Value, json};
 use stillframe_engine::Event;
 use stillframe_jobs::Reading;
@@ -44,7 +44,7 @@ impl Console {
             Mode::Json
         } else if quiet {
             Mode::Quiet
-        } else if std::io::stderr().is_terminal() {
+        } else if std::io::stderr().is_terminal() && !ProgressDrawTarget::stderr().is_hidden() {
             Mode::Terminal
         } else {
             Mode::Plain
@@ -105,7 +105,7 @@ impl Console {
         if self.is_json() {
             self.object("error", json!({ "kind": failure.kind.word(), "message": failure.message }));
         }
-        eprintln!("stillframe: {}", failure.message);
+        say(&format!("stillframe: {}", failure.message));
     }
 
     /// A text as it is, for another program.
@@ -202,10 +202,15 @@ impl Console {
 
     fn above_bar(&self, text: &str) {
         match lock(&self.bar).as_ref() {
-            Some(bar) => bar.println(text),
-            None => eprintln!("{text}"),
+            Some(bar) => bar.suspend(|| say(text)),
+            None => say(text),
         }
     }
+}
+
+/// A line on standard error. Work goes on when nobody takes it: a backup is worth more than what is said about it.
+pub fn say(text: &str) {
+    let _ = writeln!(std::io::stderr().lock(), "{text}");
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {

@@ -1,26 +1,70 @@
 //! Ctrl-C: once ends cleanly, twice at once. The same for SIGTERM, and for SIGHUP unless it was to be ignored (`nohup`).
 
-use std::sync::LazyLock;
+use std::sync::{LazyLock, Mutex, PoisonError};
 use std::time::Duration;
 
+use rustix::termios::{OptionalActions, Termios, tcgetattr, tcsetattr};
 use stillframe_jobs::Canceller;
 use tokio::signal::unix::{Signal, SignalKind, signal};
+
+use crate::console::say;
 
 /// Two signals within this time are one wish.
 const SAME_WISH: Duration = Duration::from_millis(200);
 
-/// Cancels the job at the first of these signals; ends the process at the second (exit code 130), leaving what there is to
-/// the next run's sweep.
-pub fn watch(job: Canceller) {
-    tokio::spawn(async move {
-        asked().await;
-        eprintln!("stillframe: cancelling; once more to stop at once");
-        job.cancel();
-        // timeout(1) and some shells signal both the process and its group: that is one wish.
-        tokio::time::sleep(SAME_WISH).await;
-        asked().await;
-        std::process::exit(130);
+/// What such a signal means now.
+static DOING: Mutex<Doing> = Mutex::new(Doing::Other);
+
+enum Doing {
+    /// It ends the process, which leaves what there is to the next run's sweep.
+    Other,
+    /// The same, but the terminal must show again what is typed.
+    Asking(Termios),
+    /// It cancels the job; the next one ends the process.
+    Job(Canceller),
+}
+
+/// Heeds these signals from now on.
+pub fn start() {
+    tokio::spawn(async {
+        loop {
+            asked().await;
+            match turn_to(Doing::Other) {
+                Doing::Job(job) => {
+                    job.cancel();
+                    say("stillframe: cancelling; once more to stop at once");
+                    // timeout(1) and some shells signal both the process and its group: that is one wish.
+                    tokio::time::sleep(SAME_WISH).await;
+                }
+                Doing::Asking(before) => {
+                    let _ = tcsetattr(rustix::stdio::stdin(), OptionalActions::Now, &before);
+                    say("");
+                    std::process::exit(130);
+                }
+                Doing::Other => std::process::exit(130),
+            }
+        }
     });
+}
+
+/// From now on a signal cancels this job.
+pub fn cancels(job: Canceller) {
+    turn_to(Doing::Job(job));
+}
+
+/// Asks on the terminal: a signal meanwhile gives it back as it was.
+pub fn while_asking<T>(ask: impl FnOnce() -> T) -> T {
+    if let Ok(before) = tcgetattr(rustix::stdio::stdin()) {
+        turn_to(Doing::Asking(before));
+    }
+    let answer = ask();
+    turn_to(Doing::Other);
+    answer
+}
+
+/// What was done before.
+fn turn_to(doing: Doing) -> Doing {
+    std::mem::replace(&mut *DOING.lock().unwrap_or_else(PoisonError::into_inner), doing)
 }
 
 /// Waits for one of these signals that comes from now on.

@@ -1,5 +1,7 @@
 //! `stillframe`: hot backup of live databases. Wires commands to verbs; owns no logic of its own.
 #![forbid(unsafe_code)]
+// They panic when nobody takes what they print.
+#![deny(clippy::print_stdout, clippy::print_stderr)]
 
 mod cli;
 mod commands;
@@ -13,12 +15,14 @@ mod repository;
 mod session;
 mod sizes;
 
+use std::io::Write;
 use std::process::ExitCode;
 
 use clap::{CommandFactory, Parser};
 use tracing_subscriber::EnvFilter;
 
 use crate::cli::{Cli, Command};
+use crate::console::say;
 use crate::failure::{Failure, Kind};
 use crate::session::Session;
 
@@ -29,13 +33,19 @@ fn main() -> ExitCode {
     };
     let filter = EnvFilter::try_from_env("STILLFRAME_LOG").unwrap_or_else(|_| EnvFilter::new("error"));
     let colour = std::io::IsTerminal::is_terminal(&std::io::stderr());
-    tracing_subscriber::fmt().with_env_filter(filter).with_ansi(colour).with_writer(std::io::stderr).init();
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_ansi(colour)
+        .with_writer(std::io::stderr)
+        // What cannot be logged would be told on standard error, which panics.
+        .log_internal_errors(false)
+        .init();
     raise_descriptor_limit();
     let session = Session::new(cli.json, cli.quiet);
     let runtime = match tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build() {
         Ok(runtime) => runtime,
         Err(error) => {
-            eprintln!("stillframe: cannot start: {error}");
+            say(&format!("stillframe: cannot start: {error}"));
             return ExitCode::FAILURE;
         }
     };
@@ -53,17 +63,19 @@ fn main() -> ExitCode {
 fn refuse(error: &clap::Error) -> ExitCode {
     if error.use_stderr() && std::env::args_os().any(|word| word == "--json") {
         let message = error.render().to_string();
-        println!(
-            "{}",
-            serde_json::json!({ "type": "error", "kind": Kind::Usage.word(), "message": message.trim() })
-        );
+        let object =
+            serde_json::json!({ "type": "error", "kind": Kind::Usage.word(), "message": message.trim() });
+        // Nobody is left to be told when this fails.
+        let _ = writeln!(std::io::stdout().lock(), "{object}");
     }
-    // Nobody is left to be told when this fails.
     let _ = error.print();
     if error.use_stderr() { ExitCode::from(Kind::Usage.exit_code()) } else { ExitCode::SUCCESS }
 }
 
 async fn run(session: &Session, command: &Command) -> Result<(), Failure> {
+    if !matches!(command, Command::Demo | Command::DemoWriter(_)) {
+        interrupt::start();
+    }
     if matches!(command, Command::Backup(_) | Command::Repo(_) | Command::Key(_)) {
         // What goes into a repository is for its owner: without encryption it is as good as the sources.
         rustix::process::umask(rustix::fs::Mode::RWXG | rustix::fs::Mode::RWXO);

@@ -6,6 +6,7 @@ use std::path::Path;
 use zeroize::Zeroizing;
 
 use crate::failure::{Failure, Kind};
+use crate::interrupt::while_asking;
 
 /// A secret text.
 pub type Secret = Zeroizing<String>;
@@ -40,10 +41,11 @@ pub fn obtain(file: Option<&Path>, question: Question) -> Result<Option<Secret>,
 }
 
 fn ask(prompt: &str) -> Result<Secret, Failure> {
-    let typed = rpassword::prompt_password(prompt);
-    typed
-        .map(Secret::new)
-        .map_err(|error| Failure::new(Kind::Failed, format!("cannot read from the terminal: {error}")))
+    let typed = while_asking(|| rpassword::prompt_password(prompt));
+    typed.map(Secret::new).map_err(|error| match error.kind() {
+        std::io::ErrorKind::Interrupted => Failure::new(Kind::Cancelled, "cancelled; nothing was changed"),
+        _ => Failure::new(Kind::Failed, format!("cannot read from the terminal: {error}")),
+    })
 }
 
 fn read_file(path: &Path) -> Result<Secret, Failure> {

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use stillframe_repo::{Encryption, InitOptions, Passphrase, Repository, Unlock};
 use stillframe_storage::object_store::ObjectStore;
-use stillframe_storage::{Clock, Location, MadeDirs, UploadLock, lies_within, open};
+use stillframe_storage::{Clock, Location, LocationError, MadeDirs, UploadLock, lies_within, open};
 
 use crate::cli::{PassphraseArgs, RepoArgs};
 use crate::failure::{Failure, Kind};
@@ -68,6 +68,21 @@ impl Opening {
                 ),
             )),
             None => Ok(()),
+        }
+    }
+
+    /// Refuses a place in the repository: whatever else stands there is in the way of its objects, and may be taken for one.
+    pub fn refuse_inside(&self, option: &str, place: &Path) -> Result<(), Failure> {
+        match &self.location {
+            Location::Directory(repo) if lies_within(place, repo) => Err(Failure::new(
+                Kind::Usage,
+                format!(
+                    "{option} {} lies in the repository {}; choose a place outside",
+                    place.display(),
+                    repo.display()
+                ),
+            )),
+            _ => Ok(()),
         }
     }
 
@@ -164,9 +179,10 @@ pub fn passphrase(secret: &Secret) -> Passphrase {
     Passphrase::from(secret.as_str())
 }
 
-fn missing(location: &Location, error: stillframe_storage::LocationError) -> Failure {
+fn missing(location: &Location, error: LocationError) -> Failure {
+    let is_missing = matches!(error, LocationError::Missing { .. });
     let mut failure = Failure::from(error);
-    if failure.kind == Kind::NoRepository {
+    if is_missing {
         failure.message =
             format!("{}; make a repository with `stillframe repo init {location}`", failure.message);
     }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use rand::Rng;
 use serde_json::Value;
 use stillframe_engine::{Event, Surroundings};
-use stillframe_jobs::{CpuShare, History, Job, JobOptions, Pace, Phase};
+use stillframe_jobs::{CpuShare, History, HistoryError, Job, JobOptions, Pace, Phase};
 use stillframe_storage::{Clock, SystemClock, sweep_leftovers};
 
 use crate::console::Console;
@@ -27,18 +27,10 @@ impl Session {
         Self { console: Arc::new(Console::new(json, quiet, Box::new(clock))), clock: Arc::new(clock) }
     }
 
-    /// Opens the job history. One that cannot be used is no reason not to work: it is said, and this run is not remembered.
+    /// Opens the job history.
     pub fn history(&self) -> Result<History, Failure> {
-        let failed = |error| Failure::new(Kind::Failed, format!("cannot use the job history: {error}"));
-        let opened = place::state_dir()
-            .and_then(|dir| History::open(&dir.join("jobs.db"), Arc::clone(&self.clock)).map_err(failed));
-        let history = match opened {
-            Ok(history) => history,
-            Err(failure) => {
-                self.console.warn(format!("{}; this run will not be in it", failure.message));
-                History::in_memory(Arc::clone(&self.clock)).map_err(failed)?
-            }
-        };
+        let path = place::state_dir()?.join("jobs.db");
+        let history = History::open(&path, Arc::clone(&self.clock)).map_err(|error| unusable(&error))?;
         if let Some(aside) = &history.opening().set_aside {
             let (path, reason) = (aside.path.display(), &aside.reason);
             self.console.warn(format!(
@@ -58,11 +50,18 @@ impl Session {
         share: CpuShare,
         work: impl AsyncFnOnce(&Job, &Surroundings) -> Result<(T, Value), Failure>,
     ) -> Result<T, Failure> {
-        let history = self.history()?;
+        // A history that cannot be used is no reason not to work.
+        let history = match self.history() {
+            Ok(history) => history,
+            Err(failure) => {
+                self.console.warn(format!("{}; this run will not be in it", failure.message));
+                History::in_memory(Arc::clone(&self.clock)).map_err(|error| unusable(&error))?
+            }
+        };
         sweep_known_places(&history);
         let options = JobOptions { phases: phases.to_vec(), ..JobOptions::default() };
         let job = history.start_with(kind, subject, &options);
-        interrupt::watch(job.canceller());
+        interrupt::cancels(job.canceller());
         let noted = Arc::new(history);
         let (console, for_events) = (Arc::clone(&self.console), Arc::clone(&noted));
         let surroundings = Surroundings {
@@ -95,6 +94,10 @@ impl Session {
             }
         }
     }
+}
+
+fn unusable(error: &HistoryError) -> Failure {
+    Failure::new(Kind::Failed, format!("cannot use the job history: {error}"))
 }
 
 /// 16 hexadecimal digits from the operating system's generator.

@@ -13,29 +13,35 @@ const BY_CHANCE: [&str; 2] = ["progress", "warning"];
 /// Fields that are times.
 const TIMES: [&str; 6] = ["created", "instant", "started", "ended", "heartbeat", "mtime"];
 
-/// By type: the fields that stand outside of parentheses.
+/// By type, and by what is within one (`backup.sources`): the fields that stand outside of parentheses.
 fn documented() -> BTreeMap<String, BTreeSet<String>> {
     let page =
         std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("../../docs/json.md")).unwrap();
     let mut types = BTreeMap::new();
-    for line in page.lines().skip_while(|line| !line.starts_with("| `type`")).skip(2) {
-        let Some(row) = line.strip_prefix("| `") else { break };
-        let cells: Vec<&str> = row.split(" | ").collect();
-        let name = cells[0].trim_end_matches('`').to_owned();
-        let mut depth = 0;
-        let outside: String = cells[2]
-            .chars()
-            .filter(|letter| {
-                depth += i32::from(*letter == '(');
-                let keep = depth == 0;
-                depth -= i32::from(*letter == ')');
-                keep
-            })
-            .collect();
-        let fields = outside.split('`').skip(1).step_by(2).map(str::to_owned).collect();
-        types.insert(name, fields);
+    for heading in ["| `type`", "| Within"] {
+        for line in page.lines().skip_while(|line| !line.starts_with(heading)).skip(2) {
+            let Some(row) = line.strip_prefix("| ") else { break };
+            let cells: Vec<&str> = row.trim_end_matches(" |").split(" | ").collect();
+            let fields: BTreeSet<String> = words(cells.last().unwrap()).collect();
+            types.extend(words(cells[0]).map(|name| (name, fields.clone())));
+        }
     }
     types
+}
+
+/// What stands in backquotes, and not in parentheses.
+fn words(cell: &str) -> impl Iterator<Item = String> {
+    let mut depth = 0;
+    let outside: String = cell
+        .chars()
+        .filter(|letter| {
+            depth += i32::from(*letter == '(');
+            let keep = depth == 0;
+            depth -= i32::from(*letter == ')');
+            keep
+        })
+        .collect();
+    outside.split('`').skip(1).step_by(2).map(str::to_owned).collect::<Vec<_>>().into_iter()
 }
 
 struct Scene {
@@ -66,16 +72,29 @@ impl Scene {
             let object: Value =
                 serde_json::from_str(line).unwrap_or_else(|error| panic!("{words:?}: {line}: {error}"));
             let kind = object["type"].as_str().unwrap_or_else(|| panic!("{words:?}: {line}")).to_owned();
-            for (field, value) in object.as_object().unwrap().iter().filter(|(field, _)| *field != "type") {
-                if TIMES.contains(&field.as_str()) && !value.is_null() {
-                    let time = value.as_str().and_then(|text| text.parse::<jiff::Timestamp>().ok());
-                    assert!(time.is_some(), "{words:?}: {field} is no time: {value}");
-                }
-                self.seen.entry(kind.clone()).or_default().insert(field.clone());
-            }
+            self.note(&kind, &object);
             last = object;
         }
         (output.status.code().unwrap(), last)
+    }
+
+    /// The fields of an object, and of those in it.
+    fn note(&mut self, within: &str, value: &Value) {
+        if let Value::Array(values) = value {
+            values.iter().for_each(|value| self.note(within, value));
+        }
+        let Some(object) = value.as_object() else { return };
+        for (field, value) in object.iter().filter(|(field, _)| *field != "type") {
+            if TIMES.contains(&field.as_str()) && !value.is_null() {
+                let time = value.as_str().and_then(|text| text.parse::<jiff::Timestamp>().ok());
+                assert!(time.is_some(), "{within}: {field} is no time: {value}");
+            }
+            self.seen.entry(within.to_owned()).or_default().insert(field.clone());
+            // What came of a job depends on its kind.
+            if field != "outcome" {
+                self.note(&format!("{within}.{field}"), value);
+            }
+        }
     }
 }
 

@@ -1,14 +1,16 @@
 //! `backup`.
 
 use std::collections::BTreeSet;
+use std::ffi::OsString;
 use std::path::Path;
 use std::sync::Arc;
 
 use serde_json::json;
+use stillframe_capture::Source;
 use stillframe_engine::NamedSource;
 use stillframe_engine::create::{CreateOptions, CreateOutcome, CreatePlan, Origin, create, plan};
 use stillframe_jobs::{CpuShare, Pace, Phase};
-use stillframe_storage::BandwidthLimit;
+use stillframe_storage::{BandwidthLimit, path_text};
 
 use crate::cli::Backup;
 use crate::commands::parse_source;
@@ -34,11 +36,11 @@ pub async fn run(session: &Session, args: &Backup) -> Result<(), Failure> {
         bandwidth: args.limit_bandwidth.map(|limit| Arc::new(BandwidthLimit::new(limit.0))),
         anew: args.anew,
         cache_dir: place::cache_dir()?,
-        origin: origin(session)?,
+        origin: origin(session),
     };
     let pace = if args.fast { Pace::Fast } else { Pace::Polite };
     let share = CpuShare::on_this_machine(pace, args.cpu_percent);
-    let subject = args.sources.join(" ");
+    let subject = args.sources.iter().map(path_text).collect::<Vec<_>>().join(" ");
     if args.dry_run {
         let plan = session
             .run_job("plan", &subject, &[Phase::Capturing], share, async |job, surroundings| {
@@ -80,17 +82,15 @@ pub async fn run(session: &Session, args: &Backup) -> Result<(), Failure> {
 }
 
 /// Each source's name in the backup: the last part of its path, made unique with a number.
-fn named_sources(given: &[String]) -> Result<Vec<NamedSource>, Failure> {
+fn named_sources(given: &[OsString]) -> Result<Vec<NamedSource>, Failure> {
     let mut taken = BTreeSet::new();
     let mut named = Vec::new();
     for text in given {
         let source = parse_source(text)?;
-        let base = source
-            .path
-            .file_name()
-            .map_or_else(|| "root".to_owned(), |name| name.to_string_lossy().into_owned());
-        if named.iter().any(|named: &NamedSource| named.source == source) {
-            return Err(Failure::new(Kind::Usage, format!("{text} is given twice")));
+        let base = source.path.file_name().map_or_else(|| "root".to_owned(), path_text);
+        let place = |source: &Source| std::fs::canonicalize(&source.path).unwrap_or(source.path.clone());
+        if named.iter().any(|named: &NamedSource| place(&named.source) == place(&source)) {
+            return Err(Failure::new(Kind::Usage, format!("{} is given twice", path_text(text))));
         }
         let name = (1..=u32::MAX)
             .map(|n| if n == 1 { base.clone() } else { format!("{base}-{n}") })
@@ -101,18 +101,18 @@ fn named_sources(given: &[String]) -> Result<Vec<NamedSource>, Failure> {
     Ok(named)
 }
 
-fn origin(session: &Session) -> Result<Origin, Failure> {
+fn origin(session: &Session) -> Origin {
     let host = rustix::system::uname().nodename().to_string_lossy().into_owned();
     let user = std::env::var("USER").or_else(|_| std::env::var("LOGNAME"));
-    Ok(Origin {
+    Origin {
         host,
         user: user.unwrap_or_else(|_| format!("uid {}", rustix::process::getuid().as_raw())),
         program: concat!("stillframe ", env!("CARGO_PKG_VERSION")).to_owned(),
-        writer: writer_id(&place::state_dir()?).unwrap_or_else(|failure| {
+        writer: place::state_dir().and_then(|dir| writer_id(&dir)).unwrap_or_else(|failure| {
             session.console.warn(format!("{failure}; this backup says that it is from a new installation"));
             crate::session::random_name()
         }),
-    })
+    }
 }
 
 /// The same for all backups of one installation: drawn once, kept with the job history.

@@ -1,15 +1,17 @@
 //! `image create` and `image validate`.
 
+use std::ffi::OsStr;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::time::Duration;
 
 use serde_json::json;
 use stillframe_capture::{
-    CaptureError, Engine, SNAPSHOT_FILE, Snapshot, SnapshotFile, Source, detect, validate,
+    CaptureError, Engine, SNAPSHOT_FILE, Snapshot, SnapshotFile, Source, detect, validate, validate_image,
 };
 use stillframe_engine::{ImageOptions, create_image};
 use stillframe_jobs::Phase;
+use stillframe_storage::path_text;
 
 use crate::cli::{CaptureArgs, ImageCommand};
 use crate::commands::parse_source;
@@ -30,7 +32,7 @@ pub async fn run(session: &Session, command: &ImageCommand) -> Result<(), Failur
 
 async fn create(
     session: &Session,
-    source: &str,
+    source: &OsStr,
     to: &Path,
     capture: &CaptureArgs,
     options: &ImageOptions,
@@ -41,7 +43,7 @@ async fn create(
     let snapshot = session
         .run_job("image", &source.to_string(), &phases, full_share(), async |job, surroundings| {
             let snapshot = create_image(&source, to, options, job, surroundings).await?;
-            let outcome = json!({ "to": to, "window_us": snapshot.window_us, "attempts": snapshot.attempts });
+            let outcome = json!({ "to": path_text(to), "window_us": snapshot.window_us, "attempts": snapshot.attempts });
             Ok((snapshot, outcome))
         })
         .await?;
@@ -58,8 +60,9 @@ async fn create(
     let shared = |file: &SnapshotFile| {
         std::fs::metadata(file.path.below(to)).is_ok_and(|meta| meta.is_file() && meta.nlink() > 1)
     };
-    if snapshot.files.iter().any(shared) {
-        session.console.line(
+    let linked = snapshot.files.iter().any(shared);
+    if linked {
+        session.console.answer(
             "its tables are hard links to the live ones: do not change owner, mode or bytes of its files (--copy makes others)",
         );
     }
@@ -80,9 +83,9 @@ async fn create(
     }
     session.console.object(
         "image",
-        json!({ "url": source.to_string(), "to": to, "instant": snapshot.instant, "files": snapshot.files.len(),
+        json!({ "url": source.to_string(), "to": path_text(to), "instant": snapshot.instant, "files": snapshot.files.len(),
             "bytes": total, "window_us": snapshot.window_us, "attempts": snapshot.attempts,
-            "weakening": snapshot.weakening }),
+            "linked": linked, "weakening": snapshot.weakening }),
     );
     Ok(())
 }
@@ -95,18 +98,37 @@ fn tell_weakening(session: &Session, snapshot: &Snapshot) {
 }
 
 fn check(session: &Session, dir: &Path, engine: Option<&str>) -> Result<(), Failure> {
-    let engine = match engine {
-        Some(name) => parse_engine(name)?,
-        None => engine_of(dir)?,
+    let given = engine.map(parse_engine).transpose()?;
+    let described = match (Snapshot::read(dir), given) {
+        (Ok(snapshot), None) => snapshot,
+        // Whoever says what it is means the database as it is now, which need not be the image that was taken.
+        (_, Some(_)) => None,
+        (Err(error), None) => {
+            let failure = damage(error);
+            let message = format!("{}; if it is something else, say what with --engine", failure.message);
+            return Err(Failure { message, ..failure });
+        }
     };
-    let report = validate(engine, dir).map_err(|error| {
-        let damage = matches!(
-            error,
-            CaptureError::Corrupt { .. } | CaptureError::Vanished { .. } | CaptureError::NotADatabase { .. }
-        );
-        let failure = Failure::from(error);
-        if damage { Failure { kind: Kind::Damaged, ..failure } } else { failure }
-    })?;
+    let (engine, report) = match (described, given) {
+        (Some(snapshot), _) => (snapshot.engine, validate_image(&snapshot, dir).map_err(|error| {
+            let failure = damage(error);
+            let engine = snapshot.engine.name();
+            let message = format!(
+                "{} (as {SNAPSHOT_FILE} has it; to check what its engine has made of it since: --engine {engine})",
+                failure.message
+            );
+            Failure { message, ..failure }
+        })?),
+        (None, Some(engine)) => (engine, validate(engine, dir).map_err(damage)?),
+        (None, None) => {
+            let engine = detect(dir)?.ok_or_else(|| {
+                let message =
+                    format!("{}: neither {SNAPSHOT_FILE} nor a known database; say which with --engine", dir.display());
+                Failure::new(Kind::Usage, message)
+            })?;
+            (engine, validate(engine, dir).map_err(damage)?)
+        }
+    };
     report.remarks.iter().for_each(|remark| session.console.note(remark));
     session.console.line(format!(
         "{} is a sound {engine} image: {}, {}",
@@ -116,7 +138,7 @@ fn check(session: &Session, dir: &Path, engine: Option<&str>) -> Result<(), Fail
     ));
     session.console.object(
         "validated",
-        json!({ "dir": dir, "engine": engine.name(), "files": report.files, "bytes": report.bytes, "remarks": report.remarks }),
+        json!({ "dir": path_text(dir), "engine": engine.name(), "files": report.files, "bytes": report.bytes, "remarks": report.remarks }),
     );
     Ok(())
 }
@@ -131,30 +153,12 @@ fn parse_engine(name: &str) -> Result<Engine, Failure> {
     })
 }
 
-fn engine_of(dir: &Path) -> Result<Engine, Failure> {
-    let description = dir.join(SNAPSHOT_FILE);
-    match std::fs::read(&description) {
-        Ok(json) => {
-            let snapshot: Snapshot = serde_json::from_slice(&json).map_err(|error| {
-                Failure::new(Kind::Damaged, format!("{} cannot be read: {error}", description.display()))
-            })?;
-            Ok(snapshot.engine)
-        }
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound || dir.is_file() => detect(dir)?
-            .ok_or_else(|| {
-                let message = format!(
-                    "{}: neither {SNAPSHOT_FILE} nor a known database; say which with --engine",
-                    dir.display()
-                );
-                Failure::new(Kind::Usage, message)
-            }),
-        Err(error) => {
-            let kind = if error.kind() == std::io::ErrorKind::PermissionDenied {
-                Kind::Permission
-            } else {
-                Kind::Failed
-            };
-            Err(Failure::new(kind, format!("cannot read {}: {error}", description.display())))
-        }
-    }
+/// What is wrong with an image is damage.
+fn damage(error: CaptureError) -> Failure {
+    let damage = matches!(
+        error,
+        CaptureError::Corrupt { .. } | CaptureError::Vanished { .. } | CaptureError::NotADatabase { .. }
+    );
+    let failure = Failure::from(error);
+    if damage { Failure { kind: Kind::Damaged, ..failure } } else { failure }
 }

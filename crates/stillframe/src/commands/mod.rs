@@ -10,11 +10,13 @@ pub mod show;
 pub mod snapshots;
 pub mod verify;
 
+use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use stillframe_capture::{CaptureOptions, Engine, Source, detect};
 use stillframe_engine::Reserve;
+use stillframe_storage::path_text;
 
 use crate::cli::CaptureArgs;
 use crate::failure::{Failure, Kind};
@@ -24,13 +26,13 @@ impl From<&CaptureArgs> for CaptureOptions {
     fn from(args: &CaptureArgs) -> Self {
         let mut cf_paths = std::collections::BTreeMap::<String, Vec<PathBuf>>::new();
         for (family, dir) in &args.cf_paths {
-            cf_paths.entry(family.clone()).or_default().push(dir.clone());
+            cf_paths.entry(family.clone()).or_default().push(from_here(dir));
         }
         Self {
-            staging: args.staging.clone(),
+            staging: args.staging.as_deref().map(from_here),
             deadline: Duration::from_secs(args.deadline),
-            wal_dir: args.wal_dir.clone(),
-            db_paths: args.db_paths.clone(),
+            wal_dir: args.wal_dir.as_deref().map(from_here),
+            db_paths: args.db_paths.iter().map(|dir| from_here(dir)).collect(),
             cf_paths,
             sqlite_lock_timeout: Duration::from_secs(args.sqlite_lock_timeout),
             sqlite_wal_cap: args.sqlite_wal_cap.0,
@@ -79,21 +81,24 @@ pub fn refuse_no_directory(option: &str, dir: Option<&Path>) -> Result<(), Failu
 }
 
 /// `engine:path`, or a path whose engine is recognised by its files.
-pub fn parse_source(text: &str) -> Result<Source, Failure> {
+pub fn parse_source(given: &OsStr) -> Result<Source, Failure> {
+    let text = path_text(given);
     let usage = |message: String| Failure::new(Kind::Usage, message);
-    let mut source = if let Ok(source) = text.parse::<Source>() {
+    let mut source = if let Ok(source) = Source::try_from(given) {
         source
     } else {
-        let path = PathBuf::from(text);
+        let path = PathBuf::from(given);
         if !path.exists() {
             let hint =
                 "write rocksdb:DIR, leveldb:DIR, fjall:DIR, sqlite:FILE, files:DIR or the path of a database";
             let looks_like_engine = |word: &str| word.bytes().all(|byte| byte.is_ascii_lowercase());
-            if let Some((engine, _)) = text.split_once(':').filter(|(engine, _)| looks_like_engine(engine)) {
-                return Err(usage(format!("{text}: {engine} is not an engine that is known; {hint}")));
-            }
-            let message = format!("{text}: no such file or directory; {hint}");
-            return Err(Failure::new(Kind::Source, message));
+            return Err(match text.split_once(':').filter(|(engine, _)| looks_like_engine(engine)) {
+                Some((_, "")) => usage(format!("{text}: it names no place; {hint}")),
+                Some((engine, _)) => {
+                    usage(format!("{text}: {engine} is not an engine that is known; {hint}"))
+                }
+                None => Failure::new(Kind::Source, format!("{text}: no such file or directory; {hint}")),
+            });
         }
         match detect(&path)? {
             Some(engine) => Source { engine, path },
@@ -102,12 +107,15 @@ pub fn parse_source(text: &str) -> Result<Source, Failure> {
                     "{text}: no database is recognised here; for plain files without consistency write files:{text}"
                 )));
             }
-            None => return Err(usage(format!("{text}: this is not a database that is known"))),
+            None => {
+                return Err(usage(format!(
+                    "{text}: this is not a database that is known; for plain files give their directory: files:DIR"
+                )));
+            }
         }
     };
     // Descriptions and later runs must not depend on where this one was started.
-    source.path = std::path::absolute(&source.path)
-        .map_err(|error| usage(format!("{}: {error}", source.path.display())))?;
+    source.path = from_here(&source.path);
     if source.engine == Engine::Sqlite && source.path.is_dir() {
         return Err(usage(format!(
             "{}: a SQLite source is a file, this is a directory",
@@ -115,4 +123,10 @@ pub fn parse_source(text: &str) -> Result<Source, Failure> {
         )));
     }
     Ok(source)
+}
+
+/// The same place, wherever somebody starts from.
+pub fn from_here(path: &Path) -> PathBuf {
+    // An empty path, and one in a working directory that is gone, are told of when they are opened.
+    std::path::absolute(path).unwrap_or_else(|_| path.to_owned())
 }

@@ -5,10 +5,11 @@ use std::collections::BTreeMap;
 use serde_json::json;
 use stillframe_engine::restore::{RestoreOptions, restore};
 use stillframe_jobs::Phase;
+use stillframe_storage::path_text;
 
 use crate::cli::Restore;
 use crate::failure::{Failure, Kind};
-use crate::repository::open_repository;
+use crate::repository::Opening;
 use crate::session::{Session, full_share};
 use crate::sizes::{bytes, count, span};
 
@@ -20,7 +21,9 @@ pub async fn run(session: &Session, args: &Restore) -> Result<(), Failure> {
             return Err(Failure::new(Kind::Usage, format!("--map: {old} is given twice")));
         }
     }
-    let repo = open_repository(&args.repo).await?;
+    let opening = Opening::prepare(&args.repo).await?;
+    opening.refuse_inside("--to", &args.to)?;
+    let repo = opening.open().await?;
     let backup = repo.resolve(&args.backup).await?;
     let options = RestoreOptions { target: args.to.clone(), source: args.source.clone(), map };
     let began = session.clock.monotonic();
@@ -29,7 +32,7 @@ pub async fn run(session: &Session, args: &Restore) -> Result<(), Failure> {
     let outcome = session
         .run_job("restore", &subject, &phases, full_share(), async |job, surroundings| {
             let outcome = restore(&repo, backup, &options, job, surroundings).await?;
-            let object = json!({ "backup": backup.to_string(), "to": args.to, "files": outcome.files, "bytes": outcome.bytes });
+            let object = json!({ "backup": backup.to_string(), "to": path_text(&args.to), "files": outcome.files, "bytes": outcome.bytes });
             Ok((outcome, object))
         })
         .await?;
@@ -45,7 +48,7 @@ pub async fn run(session: &Session, args: &Restore) -> Result<(), Failure> {
     }
     session.console.object(
         "restored",
-        json!({ "backup": backup.to_string(), "to": args.to, "files": outcome.files, "bytes": outcome.bytes,
+        json!({ "backup": backup.to_string(), "to": path_text(&args.to), "files": outcome.files, "bytes": outcome.bytes,
             "remarks": outcome.remarks }),
     );
     Ok(())

@@ -5,16 +5,19 @@ use stillframe_engine::verify::{self, VerifyOptions, verify};
 use stillframe_jobs::Phase;
 
 use crate::cli::{Level, Verify};
-use crate::commands::refuse_no_directory;
+use crate::commands::{from_here, refuse_no_directory};
 use crate::failure::{Failure, Kind};
-use crate::repository::open_repository;
+use crate::repository::Opening;
 use crate::session::{Session, full_share};
 use crate::sizes::{bytes, count, span};
 
 /// Looks at one backup; damage is a failure of its own kind.
 pub async fn run(session: &Session, args: &Verify) -> Result<(), Failure> {
     refuse_no_directory("--staging", args.staging.as_deref())?;
-    let repo = open_repository(&args.repo).await?;
+    let opening = Opening::prepare(&args.repo).await?;
+    let staging = args.staging.as_deref().map_or_else(std::env::temp_dir, from_here);
+    opening.refuse_inside("--staging", &staging)?;
+    let repo = opening.open().await?;
     let backup = repo.resolve(&args.backup).await?;
     let (level, word) = match args.level {
         Level::Exists => (verify::Level::Exists, "exists"),
@@ -22,7 +25,6 @@ pub async fn run(session: &Session, args: &Verify) -> Result<(), Failure> {
         Level::Decrypt => (verify::Level::Decrypt, "decrypt"),
         Level::Open => (verify::Level::Open, "open"),
     };
-    let staging = args.staging.clone().unwrap_or_else(std::env::temp_dir);
     let options = VerifyOptions { level, staging };
     let began = session.clock.monotonic();
     let subject = format!("{backup} at level {word}");

@@ -1,5 +1,6 @@
 //! The writers' side: run in processes of their own, so that they can be killed.
 
+use std::io::Write;
 use std::path::Path;
 
 use stillframe_storage::SystemClock;
@@ -47,8 +48,8 @@ pub fn writer(arguments: &[String]) -> Result<(), String> {
         }
         _ => return Err(USAGE.to_owned()),
     };
-    println!("{}", answer.map_err(|error| text(&error))?);
-    Ok(())
+    let line = format!("{}\n", answer.map_err(|error| text(&error))?);
+    std::io::stdout().write_all(line.as_bytes()).map_err(|error| text(&error))
 }
 
 fn parse<T: serde::de::DeserializeOwned>(load: &str) -> Result<T, String> {

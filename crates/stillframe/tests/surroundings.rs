@@ -1,0 +1,192 @@
+//! What the program finds around it: nobody who listens, odd names, directories that cannot be used, leftovers of the dead.
+#![allow(clippy::unwrap_used, reason = "a test stops at what it did not expect")]
+
+mod scene;
+
+use std::ffi::{OsStr, OsString};
+use std::fs::File;
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::PermissionsExt;
+
+use crate::scene::{Scene, names};
+
+#[test]
+fn work_goes_on_when_nobody_takes_what_is_said_about_it() {
+    let scene = Scene::new();
+    let backup = ["backup", "files:one", "--reserve", "0"];
+    let full = || File::options().write(true).open("/dev/full").unwrap();
+    let output = scene.command(&backup).stderr(full()).env("STILLFRAME_LOG", "trace").output().unwrap();
+    assert!(output.status.success(), "{}", output.status);
+    let (reader, writer) = std::io::pipe().unwrap();
+    drop(reader);
+    assert!(scene.command(&backup).stderr(writer).output().unwrap().status.success());
+    assert_eq!(scene.objects(&["snapshots"]).len(), 2);
+    // The code is what is left to tell of a failure.
+    let failed = scene.command(&["restore", "none", "--to", "x"]).stderr(full()).output().unwrap();
+    assert_eq!(failed.status.code(), Some(24));
+}
+
+#[test]
+fn names_that_are_no_text_are_captured_written_and_come_back() {
+    let scene = Scene::new();
+    let odd = |name: &[u8]| scene.path("").join(OsStr::from_bytes(name));
+    let tree = odd(b"odd \xff\x1b\\tree");
+    std::fs::create_dir(&tree).unwrap();
+    std::fs::write(tree.join("a"), "first").unwrap();
+    let run = |words: &[&OsStr]| {
+        let output = scene.command(words).output().unwrap();
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(output.status.success() && !said.contains('\x1b'), "{words:?}: {said}");
+        String::from_utf8(output.stdout).unwrap()
+    };
+    let mut source = OsString::from("files:");
+    source.push(&tree);
+    let word = OsStr::new;
+    run(&[word("backup"), &source, word("--reserve"), word("0")]);
+    let snapshot = scene.objects(&["snapshots"]).remove(0);
+    assert_eq!(snapshot["sources"][0]["name"], "odd \\xff\\x1b\\x5ctree");
+    for (json, target) in [(None, odd(b"back\xfe")), (Some(word("--json")), odd(b"back\xfd"))] {
+        let words = [word("restore"), word("latest"), word("--to"), target.as_os_str()];
+        run(&json.iter().copied().chain(words).collect::<Vec<_>>());
+        assert_eq!(std::fs::read(target.join("a")).unwrap(), b"first");
+    }
+    // Of several, each has its old name.
+    run(&[word("backup"), &source, word("files:one"), word("--reserve"), word("0")]);
+    run(&[word("restore"), word("latest"), word("--to"), word("both")]);
+    assert!(scene.path("both").join(tree.file_name().unwrap()).join("a").is_file());
+    let image = odd(b"image\xfc");
+    for json in [None, Some(word("--json"))] {
+        let _ = std::fs::remove_dir_all(&image);
+        let words = [
+            word("image"),
+            word("create"),
+            &source,
+            word("--to"),
+            image.as_os_str(),
+            word("--reserve"),
+            word("0"),
+        ];
+        run(&json.iter().copied().chain(words).collect::<Vec<_>>());
+        let words = [word("image"), word("validate"), image.as_os_str()];
+        run(&json.iter().copied().chain(words).collect::<Vec<_>>());
+    }
+    // A working directory counts as well.
+    let inside = scene.command(&["backup", "files:.", "--reserve", "0"]).current_dir(&tree).output().unwrap();
+    assert!(inside.status.success(), "{}", String::from_utf8_lossy(&inside.stderr));
+}
+
+#[test]
+fn an_image_that_is_not_what_its_description_says_is_damaged() {
+    let scene = Scene::new();
+    scene.good(&["image", "create", "files:one", "--to", "image", "--copy", "--reserve", "0"]);
+    scene.good(&["image", "validate", "image"]);
+    std::fs::write(scene.path("image/a"), "longer than it was").unwrap();
+    let error = scene.bad(&["image", "validate", "image"], 30);
+    assert!(error.contains("image/a") && error.contains("--engine files"), "{error}");
+    scene.good(&["image", "validate", "image", "--engine", "files"]);
+    // One of the application's own, in a tree that came back.
+    std::fs::write(scene.path("one/snapshot.json"), r#"{"my": "app"}"#).unwrap();
+    scene.back_up(&["files:one"]);
+    scene.good(&["verify", "--level", "open"]);
+    scene.bad(&["image", "create", "files:one", "--to", "refused", "--reserve", "0"], 20);
+    assert!(!scene.path("refused").exists());
+}
+
+#[test]
+fn a_history_that_cannot_be_used_stops_no_work_but_is_no_empty_history() {
+    let scene = Scene::new();
+    let run =
+        |words: &[&str]| scene.command(words).env("STILLFRAME_STATE_DIR", "/proc/nowhere").output().unwrap();
+    let output = run(&["backup", "files:one", "--reserve", "0"]);
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let jobs = run(&["jobs"]);
+    assert!(!jobs.status.success() && jobs.stdout.is_empty());
+    assert!(String::from_utf8_lossy(&jobs.stderr).contains("STILLFRAME_STATE_DIR"));
+}
+
+#[test]
+fn nothing_is_restored_into_a_repository_or_the_directory_of_a_live_database() {
+    let scene = Scene::new();
+    scene.back_up(&["files:one"]);
+    for inside in ["repo/packs/x", "repo/new/deep", "repo"] {
+        let error = scene.bad(&["restore", "latest", "--to", inside], 2);
+        assert!(error.contains("repository"), "{error}");
+    }
+    assert!(!scene.path("repo/packs/x").exists() && !scene.path("repo/new").exists());
+    std::fs::create_dir(scene.path("repo/tmp")).unwrap();
+    scene.bad(&["verify", "--level", "open", "--staging", "repo/tmp"], 2);
+    // Beside plain files it is one more.
+    scene.good(&["restore", "latest", "--to", "one/back"]);
+}
+
+#[test]
+fn what_the_dead_left_in_other_places_is_swept_by_the_next_run() {
+    let scene = Scene::new();
+    std::fs::create_dir(scene.path("stage")).unwrap();
+    scene.good(&["backup", "files:one", "--reserve", "0", "--staging", "stage"]);
+    let left = scene.path("stage/.stillframe-0123456789abcdef");
+    std::fs::create_dir(&left).unwrap();
+    std::fs::write(scene.path("stage/.stillframe-0123456789abcdef.lock"), "").unwrap();
+    let elsewhere =
+        scene.command(&["restore", "latest", "--to", "back"]).current_dir(scene.path("two")).output();
+    assert!(elsewhere.unwrap().status.success());
+    assert_eq!(names(&scene.path("stage")), [""; 0]);
+}
+
+#[test]
+fn what_weakens_a_capture_is_told_by_every_command_that_captures() {
+    let scene = Scene::new();
+    for words in [&["backup", "files:one"][..], &["image", "create", "files:one", "--to", "image"]] {
+        let output = scene.run(&[words, &["--reserve", "0"]].concat());
+        let said = String::from_utf8(output.stderr).unwrap();
+        assert!(
+            said.contains("warning: ") && said.contains("No consistency is claimed"),
+            "{words:?}: {said}"
+        );
+    }
+    let kept = &scene.objects(&["show", "latest"])[0]["warnings"];
+    assert!(kept[0].as_str().unwrap().contains("No consistency is claimed"), "{kept}");
+}
+
+#[test]
+fn keys_are_for_their_owner_and_their_labels_are_lines() {
+    let scene = Scene::new();
+    let add = |label: &str| {
+        let words = ["key", "add", "--label", label];
+        scene.command(&words).env("STILLFRAME_NEW_PASSPHRASE", "two").output().unwrap()
+    };
+    assert!(add("second").status.success());
+    for key in names(&scene.path("repo/keys")) {
+        let mode = scene.path("repo/keys").join(key).metadata().unwrap().permissions().mode();
+        assert_eq!(mode & 0o077, 0);
+    }
+    assert_eq!(add("a\nb").status.code(), Some(2));
+    assert_eq!(scene.objects(&["key", "list"]).len(), 2);
+}
+
+#[test]
+fn as_many_jobs_are_listed_as_were_asked_for() {
+    let scene = Scene::new();
+    for _ in 0..3 {
+        scene.back_up(&["files:one"]);
+    }
+    assert_eq!(scene.objects(&["jobs", "--limit", "2"]).len(), 2);
+    assert_eq!(scene.objects(&["jobs"]).len(), 3);
+}
+
+#[test]
+fn mistakes_are_told_with_what_to_do() {
+    let scene = Scene::new();
+    std::fs::write(scene.path("file"), "no database").unwrap();
+    for (words, code, said) in [
+        (&["repo", "init", "s3:bucket/x"][..], 2, "s3:"),
+        (&["backup", "rocksdb:"], 2, "names no place"),
+        (&["backup", "files:one", "files:two/../one"], 2, "given twice"),
+        (&["backup", "file"], 2, "files:DIR"),
+        (&["snapshots", "-r", "file"], 10, "file"),
+    ] {
+        let error = scene.bad(words, code);
+        assert!(error.contains(said) && !error.contains("repo init file"), "{words:?}: {error}");
+    }
+    assert!(!scene.path("s3:bucket").exists());
+}
