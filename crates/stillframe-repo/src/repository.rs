@@ -338,8 +338,8 @@ impl Repository {
             let why = "the repository is not encrypted: a passphrase would protect nothing";
             return Err(Error::Invalid(why.into()));
         }
-        if !is_plain(label) {
-            let why = "1 to 256 bytes without control characters";
+        if !label.is_empty() && !is_plain(label) {
+            let why = "at most 256 bytes without control characters";
             return Err(Error::Invalid(format!("{label:?} cannot be a key's label: {why}")));
         }
         let description = KeyDescription { label: label.into(), created: clock.now() };
