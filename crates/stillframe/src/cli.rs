@@ -164,7 +164,7 @@ pub struct Backup {
     /// Send at most this many bytes per second (for example 20MiB)
     #[arg(long, value_name = "SIZE")]
     pub limit_bandwidth: Option<Size>,
-    /// Share of the processors that may be used, in percent
+    /// Share of the processors that may be used, in percent [default: 50, with --fast 100]
     #[arg(long, value_name = "PERCENT")]
     pub cpu_percent: Option<CpuPercent>,
     #[command(flatten)]
@@ -180,7 +180,7 @@ Examples:
 The directory appears whole or not at all. A database whose files lay in several directories comes back in named
 directories below it; the options to set are printed.")]
 pub struct Restore {
-    /// latest, a name that only one backup has, or the beginning of an id
+    /// latest, a name, or the beginning of an id; it must fit one backup only
     pub backup: String,
     #[command(flatten)]
     pub repo: RepoArgs,
@@ -218,7 +218,7 @@ pub struct Snapshots {
 /// `show`.
 #[derive(Debug, Args)]
 pub struct Show {
-    /// latest, a name that only one backup has, or the beginning of an id
+    /// latest, a name, or the beginning of an id; it must fit one backup only
     pub backup: String,
     #[command(flatten)]
     pub repo: RepoArgs,
@@ -243,7 +243,7 @@ pub enum Level {
 /// `verify`.
 #[derive(Debug, Args)]
 pub struct Verify {
-    /// latest, a name that only one backup has, or the beginning of an id
+    /// latest, a name, or the beginning of an id; it must fit one backup only
     #[arg(default_value = "latest")]
     pub backup: String,
     #[command(flatten)]

@@ -8,7 +8,7 @@ use crate::cli::RepoCommand;
 use crate::failure::Failure;
 use crate::repository::{init_repository, open_repository};
 use crate::session::Session;
-use crate::sizes::bytes;
+use crate::sizes::{bytes, count};
 
 /// Runs either.
 pub async fn run(session: &Session, command: &RepoCommand) -> Result<(), Failure> {
@@ -30,8 +30,8 @@ pub async fn run(session: &Session, command: &RepoCommand) -> Result<(), Failure
             let info = repo.info().await?;
             let encrypted = if info.encrypted { "encrypted" } else { "not encrypted" };
             session.console.answer(format!("repository {}, format {}, {encrypted}", info.id, info.format));
-            session.console.answer(format!("{} backups, {} keys", info.backups, info.keys));
-            session.console.answer(format!("{} packs, {}", info.packs, bytes(info.pack_bytes)));
+            session.console.answer(format!("{}, {}", count(info.backups, "backup"), count(info.keys, "key")));
+            session.console.answer(format!("{}, {}", count(info.packs, "pack"), bytes(info.pack_bytes)));
             session.console.object(
                 "repository",
                 json!({ "id": info.id.to_string(), "url": args.repo, "format": info.format, "encrypted": info.encrypted,
