@@ -22,7 +22,7 @@ async fn files_that_somebody_cuts_are_kept_as_they_are_then_and_told() {
         std::fs::write(tree.join(name), vec![7; 9 << 20]).unwrap();
     }
     let cut = |path: PathBuf, len: u64| {
-        std::fs::File::options().write(true).open(path).unwrap().set_len(len).unwrap()
+        std::fs::File::options().write(true).open(path).unwrap().set_len(len).unwrap();
     };
     let (in_tree, report) = (tree.clone(), Arc::clone(&house.surroundings.report));
     house.surroundings.report = Arc::new(move |event| {
