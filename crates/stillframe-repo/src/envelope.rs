@@ -248,6 +248,10 @@ mod tests {
         assert!(open_object(&other_ring, name, &whole).is_err());
         other_ring.repository = ObjectId::random();
         assert!(open_object(&other_ring, name, &whole).is_err());
+        // The same keys under another id: nothing but the id in the header tells the two repositories apart.
+        let same_keys = KeyRing::decode(ObjectId::random(), ring.encoded()).unwrap();
+        let error = open_object(&same_keys, name, &whole).unwrap_err().to_string();
+        assert!(error.contains(&ring.repository.to_string()), "{error}");
     }
 
     #[test]

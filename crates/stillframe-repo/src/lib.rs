@@ -97,3 +97,5 @@ mod sweep_tests;
 #[cfg(test)]
 #[path = "../tests/support/mod.rs"]
 mod test_support;
+#[cfg(test)]
+mod wrongly_written_tests;

@@ -255,6 +255,18 @@ mod tests {
     }
 
     #[test]
+    fn a_manifest_under_the_name_of_another_backup_is_damaged() {
+        let ring = KeyRing::generate(ObjectId::random());
+        let manifest = manifest(ring.repository);
+        let json = serde_json::to_vec(&manifest).unwrap();
+        let body = zstd::bulk::compress(&json, 3).unwrap();
+        let other = ObjectName::new(Kind::Manifest, ObjectId::random());
+        let (payload, _) = seal_object(&ring, other, body);
+        let error = Manifest::decode(&ring, other.id, &flatten(&payload)).unwrap_err();
+        assert!(matches!(&error, Error::Damaged { object, .. } if *object == other.to_string()), "{error}");
+    }
+
+    #[test]
     fn a_newer_format_is_named_even_when_nothing_else_is_understood() {
         let name = ObjectName::new(Kind::Manifest, ObjectId::random());
         let error = Manifest::parse(name, br#"{"format": 2, "all": "else"}"#).unwrap_err();

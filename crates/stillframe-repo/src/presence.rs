@@ -12,7 +12,8 @@ const BATCH: usize = 128;
 
 impl Repository {
     /// Looks whether every chunk of `contents` is in a pack that is listed with its full length; reads the nodes of their trees, no
-    /// data. The first that is not there is an [`Error::ChunkLost`].
+    /// data. The first that is not there is an [`Error::ChunkLost`]; one of another length than the trees say, an
+    /// [`Error::Inconsistent`].
     pub async fn check_presence(
         &self,
         contents: impl IntoIterator<Item = ContentRef>,
@@ -51,6 +52,9 @@ impl Repository {
                         let bytes = chunks.read(&content.id).await?;
                         if content.level > 0 {
                             open.extend(children(&content, &bytes)?);
+                        } else if bytes.len() as u64 != content.length {
+                            let why = format!("{content} names a chunk of {} bytes", bytes.len());
+                            return Err(Error::inconsistent("content", why));
                         }
                     }
                 }

@@ -356,6 +356,51 @@ async fn packs_marked_before_a_writer_begins_are_not_relied_on() {
     assert_eq!(assert_all_whole(scene.inner).await, ["second"]);
 }
 
+/// Sweepers that see each other take their marks back and start again, so that a mark may be there whenever a writer looks at
+/// what it relied on, and gone whenever it begins anew.
+#[tokio::test(flavor = "multi_thread")]
+async fn packs_that_were_marked_once_are_not_relied_on_again_in_the_same_write() {
+    let (scene, first) = scene(false).await;
+    let repository = scene.sweeper.repository.clone();
+    let old: BTreeSet<PackId> =
+        repository.io().list(Kind::Pack).await.unwrap().iter().map(|listed| listed.id).collect();
+    let name = ObjectName::new(Kind::Mark, ObjectId::random());
+    scene.store.before_each(Arc::new(move |verb, path| {
+        let (repository, old) = (repository.clone(), old.clone());
+        Box::pin(async move {
+            if verb == "put" && path.starts_with("manifests/") {
+                let mark = mark::encode(repository.ring(), name, &old);
+                repository.io().put(name, mark).await.unwrap();
+            } else if verb == "list" && path.starts_with("index") {
+                repository.io().delete(name).await.unwrap();
+            }
+        })
+    }));
+    let written = write(&scene.repository, "second", &scene.content).await.unwrap();
+    assert_eq!(written.rounds, 2);
+    let statistics = written.manifest.statistics;
+    assert!(statistics.chunks_new > 0 && statistics.chunks_known == 0, "{statistics:?}");
+    scene.store.heal();
+    assert_eq!(read(&scene.repository, first).await.unwrap(), scene.content);
+    assert_eq!(assert_all_whole(scene.inner).await, ["first", "second"]);
+}
+
+/// A writer's packs are in no manifest before its own is put, so a sweep that runs meanwhile takes them for garbage.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_writer_that_is_robbed_of_its_own_packs_once_uploads_them_again() {
+    let (scene, _) = scene(false).await;
+    let sweeper = Arc::clone(&scene.sweeper);
+    scene.store.before_each(once("put", "manifests/", move || {
+        let sweeper = Arc::clone(&sweeper);
+        Box::pin(async move { sweeper.sweep().await.unwrap() })
+    }));
+    let content = files(3, 3, 2000);
+    let written = write(&scene.repository, "second", &content).await.unwrap();
+    assert!(written.rounds > 1);
+    assert_eq!(read(&scene.repository, written.manifest.id).await.unwrap(), content);
+    assert_eq!(assert_all_whole(scene.inner).await, ["first", "second"]);
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn packs_that_vanish_while_a_writer_relies_on_them_are_uploaded_again() {
     let (scene, first) = scene(false).await;

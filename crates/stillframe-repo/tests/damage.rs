@@ -9,7 +9,8 @@ use std::sync::Arc;
 
 use futures::TryStreamExt;
 use stillframe_repo::{
-    BackupId, Error, FileKind, Repository, VerifyLevel, VerifyOptions, VerifyReport, check_objects,
+    BackupId, ContentRef, Error, FileKind, Repository, VerifyLevel, VerifyOptions, VerifyReport,
+    check_objects,
 };
 use stillframe_storage::object_store::memory::InMemory;
 use stillframe_storage::object_store::path::Path;
@@ -434,4 +435,68 @@ async fn a_seal_without_its_manifest_is_damage_and_no_older_backup_is_the_latest
     // A manifest without its seal is one that is being written, or was not finished.
     scene.store.delete(&Path::from(format!("sealed/{}", scene.id))).await.unwrap();
     assert_eq!(repository.backups().await.unwrap().unfinished, [scene.id]);
+}
+
+/// Every chunk of a backup's files as a content of its own.
+async fn chunks_of_files(repository: &Repository, id: BackupId) -> Vec<ContentRef> {
+    let manifest = repository.manifest(id).await.unwrap();
+    let mut files = repository.files(manifest.draft.sources[0].files);
+    let mut chunks = Vec::new();
+    while let Some(entry) = files.next().await.unwrap() {
+        let FileKind::File { content } = entry.kind else { panic!("only files were written") };
+        let mut leaves = repository.leaves(content);
+        while let Some(chunk) = leaves.next().await.unwrap() {
+            chunks.push(ContentRef { level: 0, id: chunk.id, length: chunk.length });
+        }
+    }
+    chunks
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_was_lost_since_the_index_was_read_is_not_said_to_be_there() {
+    for how in ["deleted", "cut"] {
+        let scene = scene().await;
+        let cache = tempfile::tempdir().unwrap();
+        let repository = open(scene.store.clone(), cache.path()).await;
+        assert_eq!(read(&repository, scene.id).await.unwrap(), scene.content);
+        let chunks = chunks_of_files(&repository, scene.id).await;
+        let is_there = async || repository.check_presence(chunks.clone(), &CancellationToken::new()).await;
+        is_there().await.unwrap();
+        let pack = objects(&scene.store, "packs").await.remove(0);
+        match how {
+            "deleted" => scene.store.delete(&pack).await.unwrap(),
+            _ => change(&scene.store, &pack, |bytes| bytes.truncate(bytes.len() - 1)).await,
+        }
+        let error = is_there().await.unwrap_err();
+        assert!(matches!(error, Error::ChunkLost { .. }), "{how}: {error}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn of_a_pack_that_was_seen_to_be_damaged_only_what_can_be_read_is_said_to_be_there() {
+    let scene = scene().await;
+    let cache = tempfile::tempdir().unwrap();
+    let repository = open(scene.store.clone(), cache.path()).await;
+    let chunks = chunks_of_files(&repository, scene.id).await;
+    for pack in objects(&scene.store, "packs").await {
+        // In the first chunk of each.
+        change(&scene.store, &pack, |bytes| bytes[100] ^= 1).await;
+    }
+    let is_there = async |chunk| repository.check_presence([chunk], &CancellationToken::new()).await;
+    for chunk in &chunks {
+        is_there(*chunk).await.expect("nobody has looked");
+    }
+    assert!(
+        !repository.verify(scene.id, &VerifyOptions::new(VerifyLevel::Decrypt)).await.unwrap().is_sound()
+    );
+    let mut lost = 0;
+    for chunk in &chunks {
+        let readable = repository.read_chunk(&chunk.id).await.is_ok();
+        match is_there(*chunk).await {
+            Ok(()) => assert!(readable, "{chunk}"),
+            Err(error) => assert!(matches!(error, Error::ChunkLost { .. }) && !readable, "{chunk}: {error}"),
+        }
+        lost += usize::from(!readable);
+    }
+    assert!(lost > 0 && lost < chunks.len(), "{lost} of {}", chunks.len());
 }
