@@ -139,3 +139,38 @@ fn captured(name: &str, snapshot: &Snapshot) -> Event {
         attempts: snapshot.attempts,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use stillframe_jobs::{CpuShare, History, Pace};
+    use stillframe_storage::{Clock, SystemClock};
+    use stillframe_testkit::{SqliteLoad, Stop};
+    use tokio_util::sync::CancellationToken;
+
+    use super::*;
+
+    /// Nothing looks at the disk here from time to time: the copying itself does.
+    #[tokio::test(flavor = "multi_thread")]
+    async fn a_copy_that_takes_the_disk_below_its_reserve_is_stopped() {
+        let dir = tempfile::tempdir().unwrap();
+        let (path, ledger) = (dir.path().join("app.db"), dir.path().join("ledger"));
+        SqliteLoad::default().write(&path, &ledger, &Stop::at(50), &SystemClock::new()).unwrap();
+        let clock: Arc<dyn Clock> = Arc::new(SystemClock::new());
+        let surroundings = Surroundings {
+            clock: Arc::clone(&clock),
+            report: Arc::new(|_| {}),
+            random_name: Arc::new(|| "0123456789abcdef".to_owned()),
+            share: CpuShare::on_this_machine(Pace::Fast, None),
+        };
+        let job = History::in_memory(clock).unwrap().start("test", "test");
+        let source: Source = format!("sqlite:{}", path.display()).parse().unwrap();
+        let sources = [NamedSource { name: "app".to_owned(), source }];
+        for (reserve, stops) in [(Reserve::Bytes(0), false), (Reserve::Percent(100), true)] {
+            let watch = ReserveWatch::new(std::iter::once(dir.path()), reserve, &CancellationToken::new());
+            let captured =
+                capture_all(&sources, &CaptureOptions::default(), &watch, &job, &surroundings).await;
+            assert_eq!(watch.stop().is_cancelled(), stops);
+            assert_eq!(captured.err().map(|error| error.kind()), stops.then_some("cancelled"));
+        }
+    }
+}

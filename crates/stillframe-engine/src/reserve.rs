@@ -151,4 +151,24 @@ mod tests {
         let token = CancellationToken::new();
         ReserveWatch::new([dir.path()].into_iter(), Reserve::Bytes(0), &token).look().unwrap();
     }
+
+    /// A disk that cannot be asked at first, and is below its reserve as soon as it can.
+    #[tokio::test]
+    async fn work_beside_which_a_disk_fills_up_is_stopped_and_ends_with_the_reserve() {
+        let root = tempfile::tempdir().unwrap();
+        let (place, away) = (root.path().join("place"), root.path().join("away"));
+        std::fs::create_dir(&place).unwrap();
+        let parent = CancellationToken::new();
+        let watch = ReserveWatch::new(std::iter::once(place.as_path()), Reserve::Percent(100), &parent);
+        std::fs::rename(&place, &away).unwrap();
+        let work = async {
+            std::fs::rename(&away, &place).unwrap();
+            let stopped = tokio::time::timeout(Duration::from_secs(30), watch.stop().cancelled()).await;
+            assert!(stopped.is_ok(), "nobody looks at the disk while the work goes on");
+            Err::<(), _>(EngineError::Cancelled)
+        };
+        let error = watch.during(work).await.unwrap_err();
+        assert!(matches!(&error, EngineError::Reserve { path, .. } if *path == place), "{error}");
+        assert!(!parent.is_cancelled(), "the user has cancelled nothing");
+    }
 }

@@ -135,7 +135,6 @@ fn content_of(entry: &FileEntry) -> Option<&ContentRef> {
 fn is_same(ours: &SnapshotFile, theirs: &FileEntry) -> bool {
     let Some(identity) = &ours.identity else { return false };
     theirs.identity.as_deref() == Some(identity.as_bytes())
-        && ours.size == theirs.size()
         && content_of(theirs).is_some_and(|content| content.length == ours.size)
 }
 
@@ -148,23 +147,9 @@ async fn check_sample(
     seed: &str,
     cancel: &CancellationToken,
 ) -> Result<Result<(), String>, EngineError> {
-    let mut sample: Vec<usize> = Vec::new();
-    let mut least: Option<(u64, usize)> = None;
-    for index in
-        (0..unchanged.contents.len()).filter(|&index| unchanged.content(index).is_some_and(|c| c.length > 0))
-    {
-        let draw = draw(seed, index);
-        if draw.is_multiple_of(1000) {
-            sample.push(index);
-        }
-        if least.is_none_or(|(lowest, _)| draw < lowest) {
-            least = Some((draw, index));
-        }
-    }
-    if sample.is_empty() {
-        sample.extend(least.map(|(_, index)| index));
-    }
-    for index in sample {
+    let files = 0..unchanged.contents.len();
+    let files = files.filter(|&index| unchanged.content(index).is_some_and(|content| content.length > 0));
+    for index in sample_of(seed, files) {
         if cancel.is_cancelled() {
             return Err(EngineError::Cancelled);
         }
@@ -195,8 +180,50 @@ async fn check_sample(
     Ok(Ok(()))
 }
 
+/// One in a thousand of these files, as the lot falls, and at least one.
+fn sample_of(seed: &str, files: impl Iterator<Item = usize>) -> Vec<usize> {
+    let mut sample: Vec<usize> = Vec::new();
+    let mut least: Option<(u64, usize)> = None;
+    for index in files {
+        let draw = draw(seed, index);
+        if draw.is_multiple_of(1000) {
+            sample.push(index);
+        }
+        if least.is_none_or(|(lowest, _)| draw < lowest) {
+            least = Some((draw, index));
+        }
+    }
+    if sample.is_empty() {
+        sample.extend(least.map(|(_, index)| index));
+    }
+    sample
+}
+
 fn draw(seed: &str, index: usize) -> u64 {
     let mut hasher = DefaultHasher::new();
     (seed, index).hash(&mut hasher);
     hasher.finish()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use super::*;
+
+    #[test]
+    fn of_many_files_one_in_a_thousand_is_looked_at_and_of_few_at_least_one() {
+        let samples: Vec<Vec<usize>> = (0..20).map(|n| sample_of(&format!("{n:016x}"), 0..20_000)).collect();
+        for sample in &samples {
+            assert!((2..60).contains(&sample.len()), "{} of 20 000", sample.len());
+        }
+        let all: BTreeSet<usize> = samples.iter().flatten().copied().collect();
+        assert!((300..500).contains(&all.len()), "each time others: {}", all.len());
+        for n in 0..20 {
+            let seed = format!("{n:016x}");
+            assert_eq!(sample_of(&seed, 7..8), [7]);
+            assert!(!sample_of(&seed, 0..5).is_empty());
+            assert_eq!(sample_of(&seed, 0..0), [0; 0]);
+        }
+    }
 }

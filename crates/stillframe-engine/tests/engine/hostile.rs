@@ -15,6 +15,20 @@ async fn write_backup(
     entries: &[(&str, Option<&Path>)],
     directories: &str,
 ) -> stillframe_repo::BackupId {
+    write_backup_with(house, entries, directories, None).await
+}
+
+/// Writes a backup of one small file that announces so many bytes.
+pub async fn write_backup_announcing(house: &House, bytes: u64) -> stillframe_repo::BackupId {
+    write_backup_with(house, &[("f", None)], "[]", Some(bytes)).await
+}
+
+async fn write_backup_with(
+    house: &House,
+    entries: &[(&str, Option<&Path>)],
+    directories: &str,
+    announced: Option<u64>,
+) -> stillframe_repo::BackupId {
     let clock = std::sync::Arc::new(ManualClock::new(jiff::Timestamp::UNIX_EPOCH));
     let snapshot = format!(
         r#"{{"version":1,"engine":"files","profile":1,"source":"/x","instant":"2025-01-01T00:00:00Z","window_us":0,
@@ -62,7 +76,7 @@ async fn write_backup(
                         lineage: None,
                         files: list.content,
                         file_count: list.file_count,
-                        bytes: list.bytes,
+                        bytes: announced.unwrap_or(list.bytes),
                         collections: None,
                     };
                     Ok::<_, Error>(ManifestDraft { sources: vec![source], ..ManifestDraft::default() })

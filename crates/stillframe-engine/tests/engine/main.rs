@@ -4,5 +4,9 @@
 
 mod hostile;
 mod house;
+mod limits;
+mod made_rocksdb;
 mod meanwhile;
+mod restoring;
+mod taking_over;
 mod verbs;

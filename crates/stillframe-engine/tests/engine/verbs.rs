@@ -559,3 +559,17 @@ async fn sources_come_back_under_the_names_that_the_map_gives_and_no_others() {
     }
     assert_eq!(house.left_behind(), Vec::<std::path::PathBuf>::new());
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_weakens_an_image_is_told_by_the_backup_too() {
+    let house = House::new().await;
+    let tree = house.data("tree");
+    make_tree(&tree);
+    let outcome = house.back_up(&[&format!("files:{}", tree.display())]).await.unwrap();
+    let weakening = &outcome.snapshots[0].weakening;
+    let told = house.repo.manifest(outcome.id).await.unwrap().draft.warnings;
+    assert_eq!((told.len(), weakening.len()), (1, 1), "{told:?}");
+    for part in ["tree", &weakening[0].setting, &weakening[0].effect] {
+        assert!(told[0].contains(part), "{told:?}");
+    }
+}
