@@ -111,9 +111,17 @@ fn a_restore_that_fails_ends_only_when_nothing_is_written_any_more() {
         house.store.inject(Fault::nth(last, Effect::FailBefore).forever());
         let before = house.store.log().len();
         let mut restoring = pin!(restored("failed"));
-        let early = tokio::time::timeout(Duration::from_millis(400), &mut restoring).await;
-        assert!(house.store.log().len() - before >= log.len(), "the failure has come");
-        assert!(early.is_err(), "it has ended while files were still to be written: {early:?}");
+        let has_failed = async {
+            while house.store.log().len() - before < log.len() {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+            // Long enough for who does not wait to come to his end.
+            tokio::time::sleep(Duration::from_millis(200)).await;
+        };
+        tokio::select! {
+            early = &mut restoring => panic!("it has ended while files were still to be written: {early:?}"),
+            () = has_failed => {}
+        }
         release.send(()).unwrap();
         restoring.await.unwrap_err();
         keeper.await.unwrap().unwrap();

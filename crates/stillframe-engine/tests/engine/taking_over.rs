@@ -23,9 +23,13 @@ async fn plan_of(house: &House, sources: &[&str]) -> Vec<SourcePlan> {
     plan(house.opening(), &options, &house.job(), &house.surroundings).await.unwrap().sources
 }
 
+fn is_table(name: impl AsRef<Path>) -> bool {
+    name.as_ref().extension().is_some_and(|extension| extension == "sst")
+}
+
 fn assert_same_tables(original: &Path, restored: &Path) {
     let names = std::fs::read_dir(original).unwrap().map(|entry| entry.unwrap().file_name());
-    let tables: Vec<_> = names.filter(|name| name.to_str().unwrap().ends_with(".sst")).collect();
+    let tables: Vec<_> = names.filter(|name| is_table(name)).collect();
     assert!(!tables.is_empty());
     for table in tables {
         let bytes = |dir: &Path| std::fs::read(dir.join(&table)).unwrap();
@@ -57,8 +61,7 @@ async fn where_one_source_meets_damage_nothing_of_the_others_is_taken_over_eithe
         house.store.delete(&pack).await.unwrap();
         let report = house.repo.verify(first.id, &VerifyOptions::new(VerifyLevel::Exists)).await.unwrap();
         let is_of_first = |finding: &stillframe_repo::Finding| {
-            finding.source.as_deref() == Some("one")
-                && finding.file.as_ref().is_some_and(|file| file.ends_with(".sst"))
+            finding.source.as_deref() == Some("one") && finding.file.as_ref().is_some_and(is_table)
         };
         if !report.is_sound() && report.findings.iter().all(is_of_first) {
             lost = Some(pack);
