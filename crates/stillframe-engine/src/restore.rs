@@ -62,9 +62,11 @@ impl Layout {
         entry.path.below(&dir)
     }
 
-    /// Where the logs of a RocksDB database go that had a directory of their own, below `base`: its OPTIONS file must name it.
+    /// The log directory of a RocksDB database that has one of its own, below `base`: its OPTIONS file, which names none in an image,
+    /// must name it.
     fn new_wal_dir(&self, snapshot: &Snapshot) -> Option<&Path> {
-        self.named.get("wal_dir").map(PathBuf::as_path).filter(|_| snapshot.engine == Engine::RocksDb)
+        let place = self.named.get("wal_dir").filter(|_| snapshot.engine == Engine::RocksDb)?;
+        Some(place.as_path()).filter(|place| !place.as_os_str().is_empty())
     }
 }
 
@@ -235,7 +237,8 @@ fn place_of(target: &Path) -> Result<PathBuf, EngineError> {
 
 /// Before anything is written: a restore that cannot end well must not fill a disk that others write to.
 fn refuse_too_large(parent: &Path, chosen: &[&SourceManifest]) -> Result<(), EngineError> {
-    let needed = chosen.iter().map(|source| source.bytes).sum();
+    // Whoever wrote the manifest may have announced anything.
+    let needed = chosen.iter().fold(0_u64, |sum, source| sum.saturating_add(source.bytes));
     match disk_space(parent) {
         Ok(space) if space.available < needed => {
             Err(EngineError::TooLarge { path: parent.to_owned(), available: space.available, needed })
@@ -455,7 +458,9 @@ fn adapt_options(
         let place = joined(into.target, &layout.base, &below);
         let (original, place, option) = (directory.original.display(), place.display(), &directory.option);
         outcome.remarks.push(if below.as_os_str().is_empty() {
-            format!("files of {original} are in {place} itself: open the database without {option}, or with it set to that")
+            format!(
+                "files of {original} are in {place} itself: open the database without {option} of its own"
+            )
         } else {
             format!("files of {original} are in {place}: open the database with {option} set to it")
         });
@@ -503,9 +508,12 @@ struct Meter<'a> {
 
 impl<'a> Meter<'a> {
     fn new(placed: &[Placed<'_>], job: &'a Job, surroundings: &'a Surroundings) -> Self {
+        let total = |of: fn(&SourceManifest) -> u64| {
+            placed.iter().fold(0_u64, |sum, placed| sum.saturating_add(of(placed.source)))
+        };
         let progress = Progress {
-            files_total: Some(placed.iter().map(|placed| placed.source.file_count).sum()),
-            bytes_total: Some(placed.iter().map(|placed| placed.source.bytes).sum()),
+            files_total: Some(total(|source| source.file_count)),
+            bytes_total: Some(total(|source| source.bytes)),
             ..Progress::new(Phase::Transferring)
         };
         Self { job, surroundings, progress: Cell::new(progress), refused: Cell::new(0) }

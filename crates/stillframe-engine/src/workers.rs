@@ -84,3 +84,40 @@ impl Drop for Workers {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::num::NonZeroUsize;
+
+    use stillframe_jobs::{CpuPercent, Pace};
+    use stillframe_storage::SystemClock;
+
+    use super::*;
+
+    /// How long five tasks take a worker that may have a tenth of a processor.
+    async fn five(task: impl Fn() + Clone + Send + 'static) -> Duration {
+        let clock: Arc<dyn Clock> = Arc::new(SystemClock::new());
+        let tenth = CpuPercent::try_from(10).unwrap();
+        let workers = Workers::start(CpuShare::new(Pace::Fast, Some(tenth), NonZeroUsize::MIN), &clock);
+        let began = clock.monotonic();
+        for _ in 0..5 {
+            workers.run(task.clone()).await.unwrap();
+        }
+        clock.monotonic().saturating_sub(began)
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn who_works_rests_nine_times_as_long_and_who_waits_has_rested() {
+        let work = || {
+            let began = thread_cpu_time();
+            while thread_cpu_time().saturating_sub(began) < Duration::from_millis(20) {
+                std::hint::spin_loop();
+            }
+        };
+        // After each but the last.
+        let worked = five(work).await;
+        assert!(worked >= Duration::from_millis(4 * 180), "{worked:?}");
+        let waited = five(|| std::thread::sleep(Duration::from_millis(50))).await;
+        assert!(waited < Duration::from_millis(4 * 450), "{waited:?}");
+    }
+}

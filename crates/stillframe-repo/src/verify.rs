@@ -157,7 +157,11 @@ impl Repository {
             packs,
             report,
             progress: VerifyProgress {
-                files_total: manifest.draft.sources.iter().map(|source| source.file_count).sum(),
+                files_total: manifest
+                    .draft
+                    .sources
+                    .iter()
+                    .fold(0, |sum, source| source.file_count.saturating_add(sum)),
                 ..VerifyProgress::default()
             },
             needed: match options.level {
