@@ -223,15 +223,18 @@ impl<'a> Capture<'a> {
     }
 
     fn look(&mut self) -> Result<Accepted, Setback> {
+        self.look_first()?;
+        self.look_again()
+    }
+
+    /// Pointers, and hold of all that they need.
+    fn look_first(&mut self) -> Result<(), Setback> {
         self.read_pointers()?;
         self.pin_live()?;
         self.sabotage.pause(Sabotage::NoSecondLook);
         let names = self.directories.main().list()?;
         self.note_logs(&names)?;
-        self.learn_settings(&names)?;
-        let identity = self.read_small("IDENTITY")?;
-        let current = self.read_small("CURRENT")?;
-        self.look_again(identity, current)
+        self.learn_settings(&names)
     }
 
     /// CURRENT, the MANIFEST that it names, and what that says.
@@ -485,12 +488,9 @@ impl<'a> Capture<'a> {
     }
 
     /// Whether all is as it was when the attempt began.
-    fn look_again(
-        &mut self,
-        identity: Option<SmallFile>,
-        current: Option<SmallFile>,
-    ) -> Result<Accepted, Setback> {
-        let Some(current) = current else {
+    fn look_again(&mut self) -> Result<Accepted, Setback> {
+        let identity = self.read_small("IDENTITY")?;
+        let Some(current) = self.read_small("CURRENT")? else {
             let path = self.directories.main().path().join("CURRENT");
             return Err(Setback::Wrong(CaptureError::Vanished { path }));
         };
@@ -587,58 +587,5 @@ fn refuse_by_name(main: &SourceDir) -> Result<(), CaptureError> {
 }
 
 #[cfg(test)]
-mod tests {
-    use std::os::unix::fs::FileExt;
-
-    use super::super::log_format::writer::append;
-    use super::super::test_database::TestDatabase;
-    use super::*;
-    use crate::Engine;
-
-    impl Capture<'_> {
-        /// A look up to the second look at the pointers, which the test takes when it has done something.
-        fn look_once(&mut self) -> Result<(Option<SmallFile>, Option<SmallFile>), Setback> {
-            self.read_pointers()?;
-            self.pin_live()?;
-            let names = self.directories.main().list()?;
-            self.note_logs(&names)?;
-            self.learn_settings(&names)?;
-            Ok((self.read_small("IDENTITY")?, self.read_small("CURRENT")?))
-        }
-    }
-
-    /// An engine may write over a log that its MANIFEST still asks for without a word in the MANIFEST: RocksDB advances the log
-    /// number of a column family that has nothing unflushed only in memory.
-    #[test]
-    fn a_recycled_log_that_gets_another_name_after_it_was_noted_leads_to_another_attempt() {
-        let database = TestDatabase::new();
-        database.write("OPTIONS-000009", b"[DBOptions]\n  recycle_log_file_num=4\n");
-        database.write_log("000020.log", Some(20), 3);
-        database.write_log("000021.log", Some(21), 3);
-        let manifest = database.read("MANIFEST-000005");
-        let source = Source { engine: Engine::RocksDb, path: database.dir() };
-        let options = CaptureOptions::default();
-        database.surroundings.with(|context| {
-            let mut capture = Capture::open(&source, &options, context, Sabotage::None).unwrap();
-            capture.prepare().unwrap();
-            let (identity, current) = capture.look_once().unwrap();
-            assert!(capture.look_again(identity, current).is_ok(), "nothing moved yet");
-
-            let (identity, current) = capture.look_once().unwrap();
-            std::fs::rename(database.dir().join("000020.log"), database.dir().join("000022.log")).unwrap();
-            let mut log = Vec::new();
-            append(&mut log, &[22; 5000], Some(22));
-            let file = File::options().write(true).open(database.dir().join("000022.log")).unwrap();
-            file.write_all_at(&log, 0).unwrap();
-            let looked = capture.look_again(identity, current);
-            let Err(Setback::Moved(what)) = looked else { panic!("{looked:?} though a log was replaced") };
-            assert_eq!(what, "log 000020.log was replaced");
-            assert_eq!(database.read("MANIFEST-000005"), manifest, "no pointer shows it");
-
-            assert!(matches!(capture.attempt().unwrap(), Attempt::Accepted(_)), "nothing moves any more");
-            let ends: Vec<_> = capture.logs.iter().map(|(number, log)| (number, log.noted_end())).collect();
-            let whole = database.read("000021.log").len() as u64;
-            assert_eq!(ends, [(22, log.len() as u64), (21, whole)]);
-        });
-    }
-}
+#[path = "attempt_tests.rs"]
+mod tests;
