@@ -212,13 +212,10 @@ fn block_entries(block: &[u8]) -> Option<Vec<(Vec<u8>, &[u8])>> {
     Some(entries)
 }
 
+/// Writes the ends of tables; for tests.
 #[cfg(test)]
-mod tests {
-    use std::io::Write;
-
-    use proptest::prelude::*;
-
-    use super::super::manifest_writer::{put_string, put_varint};
+pub(crate) mod writer {
+    use super::super::manifest_writer::put_varint;
     use super::*;
 
     fn block(entries: &[(&[u8], &[u8])]) -> Vec<u8> {
@@ -245,12 +242,14 @@ mod tests {
         (offset, bytes.len() as u64)
     }
 
-    fn table(kind: u8, version: u32, before: usize) -> Vec<u8> {
+    /// A table with a checksum of this kind, in this version of the format, with so many bytes before its properties.
+    pub(crate) fn table(kind: u8, version: u32, before: usize, global_seqno: u64) -> Vec<u8> {
         let base = if version >= 6 { 0x1234_5678 } else { 0 };
         let mut file = vec![9; before];
         let properties = block(&[
             (b"rocksdb.creating.db.identity", b"db-1"),
             (b"rocksdb.creating.session.identity", b"ABCDEFGHIJKLMNOPQRST"),
+            (b"rocksdb.external_sst_file.global_seqno", &global_seqno.to_le_bytes()),
             (b"rocksdb.original.file.number", &[12]),
         ]);
         let (offset, size) = append_block(&mut file, &properties, kind, base);
@@ -279,6 +278,17 @@ mod tests {
         file.extend(footer);
         file
     }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write;
+
+    use proptest::prelude::*;
+
+    use super::super::manifest_writer::{put_string, put_varint};
+    use super::writer::table;
+    use super::*;
 
     fn read(bytes: &[u8]) -> Option<TableIdentity> {
         let mut file = tempfile::tempfile().unwrap();
@@ -291,7 +301,7 @@ mod tests {
         for (kind, version, before) in
             [(1, 2, 10), (1, 5, 100_000), (4, 5, 0), (4, 6, 20_000), (4, 7, 3), (1, 6, 3)]
         {
-            let identity = read(&table(kind, version, before)).unwrap();
+            let identity = read(&table(kind, version, before, 0)).unwrap();
             assert_eq!(identity.db_id, "db-1");
             assert_eq!(identity.session_id, "ABCDEFGHIJKLMNOPQRST");
             assert_eq!(identity.original_number, 12);
@@ -300,7 +310,7 @@ mod tests {
 
     #[test]
     fn damage_gives_no_identity() {
-        let good = table(4, 6, 0);
+        let good = table(4, 6, 0, 0);
         for at in 0..good.len() {
             let mut bad = good.clone();
             bad[at] ^= 0x40;

@@ -7,6 +7,7 @@ use std::path::PathBuf;
 use super::log_format::writer::{append, append_physical};
 use super::options_file::OptionsFile;
 use super::sabotage::Sabotage;
+use super::table_identity::writer::table;
 use super::test_database::{TestDatabase, names};
 use super::{recognise, rewrite_wal_dir, validate};
 use crate::test_support::{Surroundings, inventory};
@@ -549,4 +550,67 @@ fn validation_names_what_an_image_lacks() {
     std::fs::copy(image.join("MANIFEST-000005"), image.join("MANIFEST-000003")).unwrap();
     std::fs::remove_file(image.join("000020.log")).unwrap();
     assert_eq!(validate(&image).unwrap().remarks.len(), 2, "a second MANIFEST and no log");
+}
+
+/// A link follows whatever is done to its file in place.
+#[test]
+fn an_image_whose_table_is_cut_after_the_capture_is_not_kept() {
+    let database = TestDatabase::new();
+    let image = database.capture().unwrap();
+    cut(&database, "000010.sst", 999);
+    let target = database.root.path().join("image");
+    let kept = Surroundings::default().with(|context| image.keep(&target, context));
+    let error = kept.map(|_| ()).unwrap_err().to_string();
+    assert!(error.contains("000010.sst is damaged: it has 999 bytes where 1000 were captured"), "{error}");
+    assert_eq!(names(database.root.path()), ["db"]);
+}
+
+/// What its diary calls its paths are those of the original, whose tables have the same names.
+#[test]
+fn a_copy_never_takes_the_tables_of_the_original_that_its_diary_names() {
+    let with_two_paths = || {
+        let mut database = TestDatabase::new();
+        let slow = database.beside("slow");
+        database.edit(|e| {
+            e.table_3(1, 12, 1, 77);
+        });
+        std::fs::write(slow.join("000012.sst"), [12; 77]).unwrap();
+        let line = |dir: PathBuf| format!("x 1 SST files in {} dir, Total Num: 1, files: \n", dir.display());
+        let diary = line(database.dir()) + &line(slow.clone());
+        (database, slow, diary)
+    };
+    let (original, _, diary) = with_two_paths();
+    original.write("LOG", diary.as_bytes());
+    original.capture().unwrap();
+    let (copy, slow, own_diary) = with_two_paths();
+    copy.write("LOG", diary.as_bytes());
+    assert_eq!(flag(&copy.capture().unwrap_err()), "--db-path");
+    // Older, but its own.
+    copy.write("LOG.old.1700000000000000", own_diary.as_bytes());
+    assert_eq!(copy.capture().unwrap().snapshot().directories[0].original, slow);
+}
+
+/// Ingestion may write a sequence number into a table that keeps all names it was made with.
+#[test]
+fn a_table_with_another_sequence_number_is_not_the_same_table() {
+    let identity = |bytes: &[u8]| {
+        let mut database = TestDatabase::new();
+        database.edit(|e| {
+            e.table_2(0, 12, bytes.len() as u64);
+        });
+        database.write("000012.sst", bytes);
+        let image = database.capture().unwrap();
+        let files = &image.snapshot().files;
+        files.iter().find(|file| file.path.to_string() == "000012.sst").unwrap().identity.clone()
+    };
+    let made = table(4, 5, 100, 0);
+    assert_eq!(identity(&made), identity(&made));
+    assert!(identity(&made).unwrap().starts_with("db-1-ABCDEFGHIJKLMNOPQRST-12-"));
+    assert_ne!(identity(&made), identity(&table(4, 5, 100, 77)));
+    // RocksDB leaves the checksum as it was when the number was zero.
+    let mut patched = made.clone();
+    let name = b"global_seqno";
+    let at = made.windows(name.len()).position(|part| part == name).unwrap() + name.len();
+    patched[at..at + 8].copy_from_slice(&77_u64.to_le_bytes());
+    assert_eq!(identity(&patched), None);
 }
