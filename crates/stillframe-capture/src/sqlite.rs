@@ -25,6 +25,8 @@ mod validate;
 mod wal;
 
 #[cfg(test)]
+mod exchange_tests;
+#[cfg(test)]
 mod live_tests;
 
 use std::fs::File;

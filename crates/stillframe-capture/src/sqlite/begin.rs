@@ -6,7 +6,6 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use rusqlite::config::DbConfig;
 use rusqlite::{Connection, OpenFlags};
 
 use crate::pin::FileMeta;
@@ -163,11 +162,13 @@ fn start(
 }
 
 /// Opens read-only and starts a transaction with a read that needs no understanding of the schema. Returns the journal mode.
+///
+/// Read-only also means that the last to close does not checkpoint: SQLite does that under an exclusive lock of the database file,
+/// and a file that is open for reading cannot be locked for writing.
 fn connect(path: &Path) -> rusqlite::Result<(Connection, String)> {
     let flags = OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX;
     let connection = Connection::open_with_flags(path, flags)?;
     connection.busy_timeout(BUSY_SLICE)?;
-    connection.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, true)?;
     connection.execute_batch("BEGIN")?;
     let _version: i64 = connection.query_row("PRAGMA schema_version", [], |row| row.get(0))?;
     let mode: String = connection.query_row("PRAGMA journal_mode", [], |row| row.get(0))?;

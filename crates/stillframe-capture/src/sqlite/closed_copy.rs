@@ -122,3 +122,128 @@ fn try_copy(path: &Path, copy: &Path, context: &Context<'_>) -> Result<bool, Cap
     }
     Ok(look()? == before)
 }
+
+#[cfg(test)]
+mod tests {
+    use std::fs::{File, FileTimes};
+    use std::os::unix::fs::FileExt;
+
+    use jiff::{SignedDuration, Timestamp};
+    use stillframe_storage::{Clock, SystemClock};
+
+    use super::*;
+    use crate::test_support::Surroundings;
+
+    /// A clock that goes ahead of the files' times, and by which something happens between the first look at the files and
+    /// their copy.
+    #[derive(Debug)]
+    struct Meanwhile {
+        ahead: SignedDuration,
+        file: PathBuf,
+        work: fn(&Path),
+    }
+
+    impl Clock for Meanwhile {
+        fn now(&self) -> Timestamp {
+            (self.work)(&self.file);
+            SystemClock::new().now() + self.ahead
+        }
+
+        fn monotonic(&self) -> Duration {
+            SystemClock::new().monotonic()
+        }
+    }
+
+    const LATER: SignedDuration = SignedDuration::from_secs(60);
+
+    fn closed(dir: &Path) -> (PathBuf, PathBuf) {
+        let (db, wal) = (dir.join("db"), dir.join("db-wal"));
+        std::fs::write(&db, [1; 5000]).unwrap();
+        std::fs::write(&wal, [2; 5000]).unwrap();
+        (db, wal)
+    }
+
+    fn is_copied(db: &Path, clock: &Meanwhile) -> bool {
+        let copy = tempfile::tempdir().unwrap();
+        Surroundings::default()
+            .with(|context| try_copy(db, &copy.path().join("copy"), &Context { clock, ..*context }))
+            .unwrap()
+    }
+
+    #[test]
+    fn what_was_written_a_moment_ago_is_not_copied_yet() {
+        let dir = tempfile::tempdir().unwrap();
+        let (db, wal) = closed(dir.path());
+        let at = |ahead| Meanwhile { ahead, file: db.clone(), work: |_| {} };
+        let set_modified = |file: &Path, time: Timestamp| {
+            let file = File::options().write(true).open(file).unwrap();
+            file.set_times(FileTimes::new().set_modified(time.into())).unwrap();
+        };
+        assert!(is_copied(&db, &at(LATER)));
+        for file in [&db, &wal] {
+            set_modified(file, Timestamp::UNIX_EPOCH);
+            assert!(
+                !is_copied(&db, &at(SignedDuration::ZERO)),
+                "what a program says of its time does not count"
+            );
+            set_modified(file, SystemClock::new().now() + LATER);
+            assert!(!is_copied(&db, &at(LATER)));
+            set_modified(file, Timestamp::UNIX_EPOCH);
+            assert!(is_copied(&db, &at(LATER)));
+        }
+    }
+
+    #[test]
+    fn what_changes_while_it_is_copied_is_not_taken() {
+        let changes: [fn(&Path); 3] = [
+            |file| {
+                let file = File::options().write(true).open(file).unwrap();
+                file.set_len(file.metadata().unwrap().len() + 1).unwrap();
+            },
+            |file| {
+                std::fs::write(file.with_extension("new"), [3; 5000]).unwrap();
+                std::fs::rename(file.with_extension("new"), file).unwrap();
+            },
+            // In place, with the time set back: the file system's own time shows it, in steps of some milliseconds.
+            |file| {
+                std::thread::sleep(Duration::from_millis(50));
+                let modified = std::fs::metadata(file).unwrap().modified().unwrap();
+                let file = File::options().write(true).open(file).unwrap();
+                file.write_all_at(&[3; 10], 0).unwrap();
+                file.set_times(FileTimes::new().set_modified(modified)).unwrap();
+            },
+        ];
+        for work in changes {
+            let dir = tempfile::tempdir().unwrap();
+            let (db, wal) = closed(dir.path());
+            for file in [db.clone(), wal] {
+                let copied = is_copied(&db, &Meanwhile { ahead: LATER, file: file.clone(), work });
+                assert!(!copied, "{}", file.display());
+            }
+            assert!(is_copied(&db, &Meanwhile { ahead: LATER, file: db.clone(), work: |_| {} }));
+        }
+    }
+
+    /// Opened without its journal, the copy would show half a transaction.
+    #[test]
+    fn a_closed_database_with_a_rollback_journal_is_not_copied() {
+        let dir = tempfile::tempdir().unwrap();
+        let (db, journal) = (dir.path().join("db"), dir.path().join("db-journal"));
+        let made = rusqlite::Connection::open(&db).unwrap();
+        made.execute_batch("PRAGMA journal_mode=wal; CREATE TABLE t(v)").unwrap();
+        drop(made);
+        let options = CaptureOptions::default();
+        let clock = Meanwhile { ahead: LATER, file: db.clone(), work: |_| {} };
+        let copied = || {
+            Surroundings::default().with(|context| {
+                let staging = Staging::for_source(&db, &options, context).unwrap();
+                copy_closed(&db, &staging, &options, &Context { clock: &clock, ..*context }).map(|_| ())
+            })
+        };
+        std::fs::write(&journal, "").unwrap();
+        copied().unwrap();
+        std::fs::write(&journal, [1; 600]).unwrap();
+        let refused = copied();
+        assert!(matches!(refused, Err(CaptureError::RecoveryNeeded { .. })), "{refused:?}");
+    }
+}

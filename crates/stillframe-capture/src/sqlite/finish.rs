@@ -129,7 +129,7 @@ struct Limits<'a> {
 impl Copying<'_> {
     fn run(&self, source: Connection, limits: Limits<'_>) -> Result<(), CaptureError> {
         let copied = self.copy(&source, limits).and_then(|()| self.check_locks());
-        // Ends the transaction, whatever came out. Closing does not checkpoint: the connection is read-only and told not to.
+        // Ends the transaction, whatever came out. Closing does not checkpoint: the connection is read-only.
         let closed = source.close().map_err(|(_, error)| failed(self.path)(error));
         copied?;
         closed

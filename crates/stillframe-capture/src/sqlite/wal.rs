@@ -318,10 +318,16 @@ fn read_whole(file: &File, bytes: &mut [u8], at: u64) -> io::Result<bool> {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use proptest::prelude::*;
     use rusqlite::Connection;
+    use rusqlite::config::DbConfig;
 
+    use super::super::{begin, finish};
     use super::*;
+    use crate::test_support::Surroundings;
+    use crate::{CaptureOptions, Engine, Source};
 
     fn overlay(wal: &Wal) -> Overlay {
         match wal.layers(4096).unwrap() {
@@ -375,6 +381,92 @@ mod tests {
         overlay(&look());
         let none = Wal::look(log.clone(), &dir.path().join("none")).unwrap();
         assert!(matches!(none.layers(4096).unwrap(), Layers::Unclear), "without its index");
+    }
+
+    /// Nothing in the log itself tells an index that speaks of another state of it: up to each frame, all is sound.
+    #[test]
+    fn an_index_that_does_not_end_where_the_log_has_the_commit_is_not_believed() {
+        let dir = tempfile::tempdir().unwrap();
+        let writer = Connection::open(dir.path().join("db")).unwrap();
+        writer
+            .execute_batch(
+                "PRAGMA journal_mode=wal; PRAGMA wal_autocheckpoint=0; CREATE TABLE t(v); INSERT INTO t VALUES(1);
+                 UPDATE t SET v = 2; BEGIN; UPDATE t SET v = 3; CREATE TABLE u(v); COMMIT;",
+            )
+            .unwrap();
+        let (log, index) = (dir.path().join("db-wal"), dir.path().join("db-shm"));
+        let end = Wal::look(log.clone(), &index).unwrap().end.unwrap();
+        let is_believed = |end: IndexHeader| {
+            let wal = Wal { end: Some(end), ..Wal::look(log.clone(), &index).unwrap() };
+            matches!(wal.layers(4096).unwrap(), Layers::FileAndLog(_))
+        };
+        assert!(is_believed(end));
+
+        let file = File::open(&log).unwrap();
+        let header = read_header(&file).unwrap().unwrap();
+        let frame = |number: u32| {
+            let mut bytes = [0; FRAME_HEADER_LEN];
+            assert!(read_whole(&file, &mut bytes, place_of(number, &header)).unwrap());
+            FrameHeader::parse(&bytes)
+        };
+        let up_to = |last: u32| IndexHeader { frames: last + 1, checksum: frame(last).checksum, ..end };
+        let earlier = (0..end.frames - 1).rev().find(|&number| frame(number).pages_after_commit > 0).unwrap();
+        let pages = frame(earlier).pages_after_commit;
+        assert!(is_believed(IndexHeader { pages, ..up_to(earlier) }), "what was published then");
+        assert!(!is_believed(IndexHeader { pages, checksum: end.checksum, ..up_to(earlier) }));
+        assert!(!is_believed(IndexHeader { pages: pages + 1, ..up_to(earlier) }));
+        // In the middle of the last transaction.
+        let middle = end.frames - 2;
+        assert_eq!(frame(middle).pages_after_commit, 0);
+        assert!(!is_believed(up_to(middle)));
+        assert!(!is_believed(IndexHeader { pages: 0, ..up_to(middle) }));
+    }
+
+    /// SQLite writes every page that it adds, and reads zeros where another writer did not.
+    #[test]
+    fn pages_that_were_added_and_never_written_are_zeros_in_the_image() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("db");
+        let writer = Connection::open(&path).unwrap();
+        writer.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, true).unwrap();
+        writer
+            .execute_batch(
+                "PRAGMA journal_mode=wal; CREATE TABLE t(v); PRAGMA wal_checkpoint(TRUNCATE); CREATE TABLE u(v)",
+            )
+            .unwrap();
+        drop(writer);
+        let log = dir.path().join("db-wal");
+        let mut bytes = std::fs::read(&log).unwrap();
+        let header = Header::parse(bytes.first_chunk().unwrap()).unwrap();
+        let mut checksum = header.checksum;
+        for frame in bytes[HEADER_LEN..].chunks_exact_mut(FRAME_HEADER_LEN + 4096) {
+            let (head, page) = frame.split_at_mut(FRAME_HEADER_LEN);
+            let found = FrameHeader::parse(head);
+            if found.pages_after_commit > 0 {
+                head[4..8].copy_from_slice(&9_u32.to_be_bytes());
+            }
+            if found.page == 1 {
+                // Page 1 knows the number as well.
+                page[28..32].copy_from_slice(&9_u32.to_be_bytes());
+            }
+            checksum = checksum.add(&head[..8], header.big_endian).add(page, header.big_endian);
+            head[16..20].copy_from_slice(&checksum.0.to_be_bytes());
+            head[20..24].copy_from_slice(&checksum.1.to_be_bytes());
+        }
+        std::fs::write(&log, bytes).unwrap();
+        std::fs::remove_file(dir.path().join("db-shm")).unwrap();
+
+        let source = Source { engine: Engine::Sqlite, path: path.clone() };
+        let options = CaptureOptions::default();
+        let image = Surroundings::default().with(|context| {
+            finish(begin(&source, &options, Duration::from_secs(1), context).unwrap(), &options, context)
+        });
+        let image = image.unwrap();
+        let file = image.open(&image.snapshot().files[0].path).unwrap();
+        assert_eq!(file.metadata().unwrap().len(), 9 * 4096);
+        let mut last = [1; 4096];
+        file.read_exact_at(&mut last, 8 * 4096).unwrap();
+        assert_eq!(last, [0; 4096]);
     }
 
     proptest! {
