@@ -25,6 +25,8 @@ mod version_file;
 #[cfg(test)]
 mod busy_tests;
 #[cfg(test)]
+mod exchange_tests;
+#[cfg(test)]
 mod image_tests;
 #[cfg(test)]
 mod test_sample;

@@ -92,3 +92,38 @@ impl Pointer {
 pub(super) fn folder(root: &Path, id: u64) -> PathBuf {
     root.join("keyspaces").join(id.to_string())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The meta keyspace's pointer does not show every keyspace that comes or goes: its own is read at another moment than the
+    /// folders are listed, and a folder is deleted whenever the last user of its keyspace lets go.
+    #[test]
+    fn a_keyspace_that_moves_appears_or_goes_away_between_two_readings_is_a_difference() {
+        let dir = tempfile::tempdir().unwrap();
+        let set = |id: u64, version: u64| {
+            std::fs::create_dir_all(dir.path().join(id.to_string())).unwrap();
+            let mut bytes = version.to_le_bytes().to_vec();
+            bytes.resize(CURRENT_LEN, 0);
+            std::fs::write(dir.path().join(format!("{id}/current")), bytes).unwrap();
+        };
+        let keyspaces = SourceDir::open(dir.path()).unwrap();
+        let read = || Pointers::read(&keyspaces).unwrap();
+        set(0, 5);
+        set(1, 7);
+        let one = read();
+        assert_eq!(one.difference(&read()), None);
+
+        set(2, 0);
+        let two = read();
+        assert_eq!(one.difference(&two).as_deref(), Some("keyspace 2 appeared"));
+        assert_eq!(two.difference(&one).as_deref(), Some("keyspace 2 went away"));
+
+        set(1, 8);
+        assert_eq!(two.difference(&read()).as_deref(), Some("keyspaces/1/current (version 7 to 8)"));
+        // The pointer goes before the rest of the folder does.
+        std::fs::remove_file(dir.path().join("1/current")).unwrap();
+        assert_eq!(two.difference(&read()).as_deref(), Some("keyspace 1 went away"));
+    }
+}
