@@ -11,6 +11,8 @@ mod busy_tests;
 mod decoder;
 mod directories;
 mod file_name;
+#[cfg(test)]
+mod foreign_tests;
 mod info_log;
 mod log_end;
 mod log_format;

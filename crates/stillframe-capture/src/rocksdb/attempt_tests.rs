@@ -109,6 +109,26 @@ fn a_roll_over_between_the_looks_leads_to_another_attempt_though_the_old_manifes
     });
 }
 
+#[test]
+fn an_edit_between_the_looks_leads_to_another_attempt() {
+    let mut database = TestDatabase::new();
+    let before = database.read("MANIFEST-000005");
+    database.edit(|e| {
+        e.deleted(0, 10).table_2(0, 11, 500).number(2, 21);
+    });
+    let after = database.read("MANIFEST-000005");
+    database.write("MANIFEST-000005", &before);
+    with_capture(&database, |capture| {
+        capture.look_first().unwrap();
+        database.write("000011.sst", &[11; 500]);
+        database.write_log("000021.log", None, 1);
+        let file = File::options().write(true).open(database.dir().join("MANIFEST-000005")).unwrap();
+        file.write_all_at(&after, 0).unwrap();
+        assert_eq!(moved(capture.look_again()), "MANIFEST-000005 grew");
+        assert_eq!(accepted(capture).manifest_length, after.len() as u64);
+    });
+}
+
 /// A database that is put back from elsewhere has the same names and may have the same lengths.
 #[test]
 fn another_manifest_of_the_same_name_and_length_leads_to_another_attempt() {
@@ -128,14 +148,21 @@ fn another_manifest_of_the_same_name_and_length_leads_to_another_attempt() {
     });
 }
 
-/// Numbers of tables are used again by an engine that was restarted or whose database was put back.
+/// Numbers of tables are used again by an engine that was restarted, and a database that is put back may even have the times of
+/// before.
 #[test]
 fn a_table_that_was_exchanged_together_with_the_manifest_is_pinned_anew() {
-    for size in [1000_usize, 900] {
+    for (size, same_time) in [(1000_usize, false), (1000, true), (900, true)] {
         let database = TestDatabase::new();
         with_capture(&database, |capture| {
             assert_eq!(pinned_bytes(capture, "000010.sst"), [10; 1000]);
-            replace(&database.dir().join("000010.sst"), &vec![77; size]);
+            let table = database.dir().join("000010.sst");
+            let modified = std::fs::metadata(&table).unwrap().modified().unwrap();
+            replace(&table, &vec![77; size]);
+            if same_time {
+                let file = File::options().write(true).open(&table).unwrap();
+                file.set_modified(modified).unwrap();
+            }
             database.write("MANIFEST-000006", &manifest_of_table(10, size as u64));
             database.write("CURRENT", b"MANIFEST-000006\n");
             accepted(capture);

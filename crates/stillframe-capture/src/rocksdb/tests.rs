@@ -555,14 +555,32 @@ fn validation_names_what_an_image_lacks() {
 /// A link follows whatever is done to its file in place.
 #[test]
 fn an_image_whose_table_is_cut_after_the_capture_is_not_kept() {
+    for (copied, what) in [
+        (false, "it has 999 bytes where 1000 were captured"),
+        (true, "it was cut to 999 bytes while it was copied, 1000 were expected"),
+    ] {
+        let database = TestDatabase::new();
+        let image = database.capture().unwrap();
+        cut(&database, "000010.sst", 999);
+        let target = database.root.path().join("image");
+        let kept = Surroundings::default().with(|context| {
+            if copied { image.keep_copy(&target, context) } else { image.keep(&target, context) }
+        });
+        let error = kept.map(|_| ()).unwrap_err().to_string();
+        assert!(error.contains(&format!("000010.sst is damaged: {what}")), "{error}");
+        assert_eq!(names(database.root.path()), ["db"]);
+    }
+}
+
+#[test]
+fn what_has_a_tables_name_and_is_no_file_is_refused() {
     let database = TestDatabase::new();
-    let image = database.capture().unwrap();
-    cut(&database, "000010.sst", 999);
-    let target = database.root.path().join("image");
-    let kept = Surroundings::default().with(|context| image.keep(&target, context));
-    let error = kept.map(|_| ()).unwrap_err().to_string();
-    assert!(error.contains("000010.sst is damaged: it has 999 bytes where 1000 were captured"), "{error}");
-    assert_eq!(names(database.root.path()), ["db"]);
+    database.remove("000010.sst");
+    std::fs::create_dir(database.dir().join("000010.sst")).unwrap();
+    match database.capture() {
+        Err(CaptureError::Refused { what, .. }) => assert_eq!(what, "it is not a regular file"),
+        other => panic!("{other:?}"),
+    }
 }
 
 /// What its diary calls its paths are those of the original, whose tables have the same names.
