@@ -1,6 +1,6 @@
 //! Capture as a part of a verb: on a thread that may block, with its events turned into ours.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -67,47 +67,7 @@ pub(crate) fn watch_over<'a>(
     ReserveWatch::new(sources.chain(staging), reserve, job.token())
 }
 
-/// How to make an image that stays.
-#[derive(Debug, Clone)]
-pub struct ImageOptions {
-    /// How to capture.
-    pub capture: CaptureOptions,
-    /// Free space to leave on the source's disk.
-    pub reserve: Reserve,
-    /// Files of its own, instead of links to the source's tables where both are on one file system.
-    pub copy: bool,
-}
-
-/// Captures one source into a directory that stays.
-pub async fn create_image(
-    source: &Source,
-    target: &Path,
-    options: &ImageOptions,
-    job: &Job,
-    surroundings: &Surroundings,
-) -> Result<Snapshot, EngineError> {
-    stillframe_capture::refuse_occupied(target)?;
-    job.enter(Phase::Capturing)?;
-    let named = NamedSource { name: source.to_string(), source: source.clone() };
-    let watch = watch_over(std::iter::once(source), &options.capture, options.reserve, job);
-    watch
-        .during(async {
-            let image = capture_all(&[named], &options.capture, &watch, job, surroundings).await?.pop();
-            let image = image.ok_or_else(|| EngineError::Bug("one source gave no image".to_owned()))?;
-            job.enter(Phase::Sealing)?;
-            let (watch, target, there) = (Arc::clone(&watch), target.to_owned(), surroundings.clone());
-            let copy = options.copy;
-            let kept = tokio::task::spawn_blocking(move || {
-                with_context(watch.stop(), &there, &|_, _| watch.check(), |context| {
-                    if copy { image.keep_copy(&target, context) } else { image.keep(&target, context) }
-                })
-            });
-            Ok(kept.await.map_err(|_| EngineError::Bug("keeping the image panicked".to_owned()))??)
-        })
-        .await
-}
-
-fn with_context<T>(
+pub(crate) fn with_context<T>(
     cancel: &CancellationToken,
     surroundings: &Surroundings,
     copied: &dyn Fn(u64, u64),
@@ -170,7 +130,7 @@ mod tests {
             let captured =
                 capture_all(&sources, &CaptureOptions::default(), &watch, &job, &surroundings).await;
             assert_eq!(watch.stop().is_cancelled(), stops);
-            assert_eq!(captured.err().map(|error| error.kind()), stops.then_some("cancelled"));
+            assert_eq!(captured.err().map(|error| error.kind()), stops.then_some(crate::Kind::Cancelled));
         }
     }
 }

@@ -8,6 +8,8 @@ use stillframe_jobs::{EnterError, StopReason};
 use stillframe_repo::Error as RepoError;
 use stillframe_storage::ByteSize;
 
+use crate::Kind;
+
 /// Why a verb did not do its work.
 #[derive(Debug, thiserror::Error)]
 pub enum EngineError {
@@ -109,24 +111,24 @@ impl EngineError {
         }
     }
 
-    /// A word for machines: the kind of failure, as in the history, in `--json` and in the table of exit codes.
-    pub fn kind(&self) -> &'static str {
+    /// What kind of failure this is.
+    pub fn kind(&self) -> Kind {
         match self {
             Self::Capture(error) => match error {
-                CaptureError::TooBusy { .. } | CaptureError::Locked { .. } => "busy",
-                CaptureError::NoSpace { .. } => "no-space",
-                CaptureError::Permission { .. } => "permission",
-                CaptureError::Cancelled => "cancelled",
-                CaptureError::Occupied(_) | CaptureError::NeedsFlag { .. } => "usage",
-                _ => "source",
+                CaptureError::TooBusy { .. } | CaptureError::Locked { .. } => Kind::Busy,
+                CaptureError::NoSpace { .. } => Kind::NoSpace,
+                CaptureError::Permission { .. } => Kind::Permission,
+                CaptureError::Cancelled => Kind::Cancelled,
+                CaptureError::Occupied(_) | CaptureError::NeedsFlag { .. } => Kind::Usage,
+                _ => Kind::Source,
             },
             Self::Repo(error) => repo_kind(error),
-            Self::Reserve { .. } | Self::NoSpace { .. } | Self::TooLarge { .. } => "no-space",
-            Self::Usage(_) | Self::Occupied(_) => "usage",
-            Self::Permission { .. } => "permission",
-            Self::Unsound(_) => "damaged",
-            Self::Cancelled => "cancelled",
-            Self::Io { .. } | Self::Deadline { .. } | Self::Bug(_) => "failed",
+            Self::Reserve { .. } | Self::NoSpace { .. } | Self::TooLarge { .. } => Kind::NoSpace,
+            Self::Usage(_) | Self::Occupied(_) => Kind::Usage,
+            Self::Permission { .. } => Kind::Permission,
+            Self::Unsound(_) => Kind::Damaged,
+            Self::Cancelled => Kind::Cancelled,
+            Self::Io { .. } | Self::Deadline { .. } | Self::Bug(_) => Kind::Failed,
         }
     }
 }
@@ -143,16 +145,16 @@ impl From<EnterError> for EngineError {
     }
 }
 
-fn repo_kind(error: &RepoError) -> &'static str {
+fn repo_kind(error: &RepoError) -> Kind {
     match error {
-        RepoError::NotARepository => "no-repository",
-        RepoError::WrongPassphrase { .. } | RepoError::PassphraseNeeded => "passphrase",
-        RepoError::Occupied { .. } | RepoError::NotEncrypted | RepoError::Invalid(_) => "usage",
-        error if error.is_damage() => "damaged",
-        RepoError::NoSpace { .. } => "no-space",
-        RepoError::PermissionDenied { .. } => "permission",
-        RepoError::Ambiguous { .. } | RepoError::NotFound { .. } => "no-backup",
-        RepoError::Cancelled => "cancelled",
-        _ => "failed",
+        RepoError::NotARepository => Kind::NoRepository,
+        RepoError::WrongPassphrase { .. } | RepoError::PassphraseNeeded => Kind::Passphrase,
+        RepoError::Occupied { .. } | RepoError::NotEncrypted | RepoError::Invalid(_) => Kind::Usage,
+        error if error.is_damage() => Kind::Damaged,
+        RepoError::NoSpace { .. } => Kind::NoSpace,
+        RepoError::PermissionDenied { .. } => Kind::Permission,
+        RepoError::Ambiguous { .. } | RepoError::NotFound { .. } => Kind::NoBackup,
+        RepoError::Cancelled => Kind::Cancelled,
+        _ => Kind::Failed,
     }
 }

@@ -17,6 +17,7 @@ use stillframe_storage::{
 };
 
 use crate::filling::{Filled, Filling, SetAttributes, apply, attributes};
+use crate::remark::{joined, remark};
 use crate::{EngineError, Event, Surroundings};
 
 /// Mode of the directory that holds those of several sources.
@@ -453,28 +454,16 @@ fn adapt_options(
     layout: &Layout,
     outcome: &mut RestoreOutcome,
 ) -> Result<(), EngineError> {
+    let main = joined(into.target, &layout.base);
     for directory in &snapshot.directories {
-        let below = layout.named.get(&directory.name).cloned().unwrap_or_default();
-        let place = joined(into.target, &layout.base, &below);
-        let (original, place, option) = (directory.original.display(), place.display(), &directory.option);
-        outcome.remarks.push(if below.as_os_str().is_empty() {
-            format!(
-                "files of {original} are in {place} itself: open the database without {option} of its own"
-            )
-        } else {
-            format!("files of {original} are in {place}: open the database with {option} set to it")
-        });
+        let below = layout.named.get(&directory.name).map_or(Path::new(""), PathBuf::as_path);
+        outcome.remarks.push(remark(directory, &main, below));
     }
     if let Some(wal_dir) = layout.new_wal_dir(snapshot) {
-        let new = joined(into.target, &layout.base, wal_dir);
+        let new = joined(&main, wal_dir);
         rewrite_wal_dir(&into.staging.join(&layout.base), &new)?;
     }
     Ok(())
-}
-
-/// Without the empty parts, which would end it in a slash.
-fn joined(target: &Path, base: &Path, below: &Path) -> PathBuf {
-    target.join(base).join(below).components().collect()
 }
 
 /// Directories that were not recorded themselves are like the source's main one.

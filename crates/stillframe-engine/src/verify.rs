@@ -27,6 +27,18 @@ pub enum Level {
     Open,
 }
 
+impl Level {
+    /// As on the command line and in the history.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Exists => "exists",
+            Self::Hash => "hash",
+            Self::Decrypt => "decrypt",
+            Self::Open => "open",
+        }
+    }
+}
+
 /// What to verify, and how.
 #[derive(Debug, Clone)]
 pub struct VerifyOptions {

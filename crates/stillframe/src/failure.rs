@@ -2,83 +2,22 @@
 
 use std::fmt;
 
-/// What kind of failure, for exit codes and for machines.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Kind {
-    /// None of the others.
-    Failed,
-    /// Options that do not fit.
-    Usage,
-    /// No repository where one was expected.
-    NoRepository,
-    /// Wrong passphrase, or none given.
-    Passphrase,
-    /// The source cannot be captured.
-    Source,
-    /// The source does not stand still, or is locked.
-    Busy,
-    /// A disk is full, or below its reserve.
-    NoSpace,
-    /// The operating system forbids it.
-    Permission,
-    /// No such backup, or several.
-    NoBackup,
-    /// Stored data are damaged.
-    Damaged,
-    /// Somebody cancelled.
-    Cancelled,
-}
+pub use stillframe_engine::Kind;
 
-impl Kind {
-    /// From the word that verbs and jobs use.
-    pub fn from_word(word: &str) -> Self {
-        match word {
-            "usage" => Self::Usage,
-            "no-repository" => Self::NoRepository,
-            "passphrase" => Self::Passphrase,
-            "source" => Self::Source,
-            "busy" => Self::Busy,
-            "no-space" => Self::NoSpace,
-            "permission" => Self::Permission,
-            "no-backup" => Self::NoBackup,
-            "damaged" => Self::Damaged,
-            "cancelled" => Self::Cancelled,
-            _ => Self::Failed,
-        }
-    }
-
-    /// The same, back.
-    pub fn word(self) -> &'static str {
-        match self {
-            Self::Failed => "failed",
-            Self::Usage => "usage",
-            Self::NoRepository => "no-repository",
-            Self::Passphrase => "passphrase",
-            Self::Source => "source",
-            Self::Busy => "busy",
-            Self::NoSpace => "no-space",
-            Self::Permission => "permission",
-            Self::NoBackup => "no-backup",
-            Self::Damaged => "damaged",
-            Self::Cancelled => "cancelled",
-        }
-    }
-
-    /// The exit code; `stillframe --help` and docs/json.md list them.
-    pub fn exit_code(self) -> u8 {
-        match self {
-            Self::Failed => 1,
-            Self::Usage => 2,
-            Self::NoRepository => 10,
-            Self::Passphrase => 12,
-            Self::Source => 20,
-            Self::Busy => 21,
-            Self::NoSpace => 22,
-            Self::Permission => 23,
-            Self::NoBackup => 24,
-            Self::Damaged => 30,
-            Self::Cancelled => 130,
-        }
+/// The exit code; `stillframe --help` and docs/json.md list them.
+pub fn exit_code(kind: Kind) -> u8 {
+    match kind {
+        Kind::Failed => 1,
+        Kind::Usage => 2,
+        Kind::NoRepository => 10,
+        Kind::Passphrase => 12,
+        Kind::Source => 20,
+        Kind::Busy => 21,
+        Kind::NoSpace => 22,
+        Kind::Permission => 23,
+        Kind::NoBackup => 24,
+        Kind::Damaged => 30,
+        Kind::Cancelled => 130,
     }
 }
 
@@ -106,7 +45,7 @@ impl fmt::Display for Failure {
 
 impl From<stillframe_engine::EngineError> for Failure {
     fn from(error: stillframe_engine::EngineError) -> Self {
-        Self::new(Kind::from_word(error.kind()), error.to_string())
+        Self::new(error.kind(), error.to_string())
     }
 }
 

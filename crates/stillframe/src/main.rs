@@ -23,7 +23,7 @@ use tracing_subscriber::EnvFilter;
 
 use crate::cli::{Cli, Command};
 use crate::console::say;
-use crate::failure::{Failure, Kind};
+use crate::failure::{Failure, Kind, exit_code};
 use crate::session::Session;
 
 fn main() -> ExitCode {
@@ -54,7 +54,7 @@ fn main() -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => {
             session.console.failure(&failure);
-            ExitCode::from(failure.kind.exit_code())
+            ExitCode::from(exit_code(failure.kind))
         }
     }
 }
@@ -69,7 +69,7 @@ fn refuse(error: &clap::Error) -> ExitCode {
         let _ = writeln!(std::io::stdout().lock(), "{object}");
     }
     let _ = error.print();
-    if error.use_stderr() { ExitCode::from(Kind::Usage.exit_code()) } else { ExitCode::SUCCESS }
+    if error.use_stderr() { ExitCode::from(exit_code(Kind::Usage)) } else { ExitCode::SUCCESS }
 }
 
 async fn run(session: &Session, command: &Command) -> Result<(), Failure> {

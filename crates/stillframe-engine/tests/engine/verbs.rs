@@ -10,7 +10,7 @@ use futures::TryStreamExt;
 use stillframe_engine::create::{create, plan};
 use stillframe_engine::restore::{RestoreOptions, restore};
 use stillframe_engine::verify::Level;
-use stillframe_engine::{EngineError, Event, Reserve, Surroundings};
+use stillframe_engine::{EngineError, Event, Kind, Reserve, Surroundings};
 use stillframe_jobs::Progress;
 use stillframe_storage::object_store::{ObjectStore, ObjectStoreExt};
 use stillframe_storage::{Attributes, SystemClock};
@@ -396,7 +396,7 @@ async fn a_full_repository_is_named_and_the_next_run_uses_what_was_uploaded() {
     let source = format!("files:{}", tree.display());
     house.store.limit_space(Some(5 << 20));
     let error = house.back_up(&[&source]).await.unwrap_err();
-    assert_eq!(error.kind(), "no-space", "{error}");
+    assert_eq!(error.kind(), Kind::NoSpace, "{error}");
     assert!(house.repo.backups().await.unwrap().readable.is_empty());
     house.store.heal();
     let outcome = house.back_up(&[&source]).await.unwrap();
@@ -426,7 +426,7 @@ async fn a_cancelled_backup_leaves_no_backup_and_no_pins_behind() {
         canceller.cancel();
     };
     let (result, ()) = tokio::join!(work, cancel);
-    assert_eq!(result.unwrap_err().kind(), "cancelled");
+    assert_eq!(result.unwrap_err().kind(), Kind::Cancelled);
     assert!(house.opened_elsewhere().await.backups().await.unwrap().readable.is_empty());
     assert_eq!(house.left_behind(), Vec::<std::path::PathBuf>::new());
     assert!(Inventory::of(&tree).unwrap().changes_beside_links(&before).is_empty());

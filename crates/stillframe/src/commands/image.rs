@@ -1,13 +1,12 @@
 //! `image create` and `image validate`.
 
 use std::ffi::OsStr;
-use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::time::Duration;
 
 use serde_json::json;
 use stillframe_capture::{
-    CaptureError, Engine, SNAPSHOT_FILE, Snapshot, SnapshotFile, Source, detect, validate, validate_image,
+    CaptureError, Engine, SNAPSHOT_FILE, Snapshot, Source, detect, validate, validate_image,
 };
 use stillframe_engine::{ImageOptions, create_image};
 use stillframe_jobs::Phase;
@@ -40,14 +39,15 @@ async fn create(
     let source = parse_source(source)?;
     capture.check([&source])?;
     let phases = [Phase::Capturing, Phase::Sealing];
-    let snapshot = session
+    let outcome = session
         .run_job("image", &source.to_string(), &phases, full_share(), async |job, surroundings| {
-            let snapshot = create_image(&source, to, options, job, surroundings).await?;
-            let outcome = json!({ "to": path_text(to), "window_us": snapshot.window_us, "attempts": snapshot.attempts });
-            Ok((snapshot, outcome))
+            let outcome = create_image(&source, to, options, job, surroundings).await?;
+            let (window_us, attempts) = (outcome.snapshot.window_us, outcome.snapshot.attempts);
+            Ok((outcome, json!({ "to": path_text(to), "window_us": window_us, "attempts": attempts })))
         })
         .await?;
-    tell_weakening(session, &snapshot);
+    let snapshot = &outcome.snapshot;
+    tell_weakening(session, snapshot);
     let total: u64 = snapshot.files.iter().map(|file| file.size).sum();
     session.console.line(format!(
         "image of {source} at {} is in {}: {}, {}, window {}",
@@ -57,35 +57,18 @@ async fn create(
         bytes(total),
         span(Duration::from_micros(snapshot.window_us)),
     ));
-    let shared = |file: &SnapshotFile| {
-        std::fs::metadata(file.path.below(to)).is_ok_and(|meta| meta.is_file() && meta.nlink() > 1)
-    };
-    let linked = snapshot.files.iter().any(shared);
-    if linked {
+    if outcome.linked {
         session.console.answer(
             "its tables are hard links to the live ones: do not change owner, mode or bytes of its files (--copy makes others)",
         );
     }
-    for directory in &snapshot.directories {
-        let of_it = |file: &&SnapshotFile| file.directory == directory.name;
-        let below = |file: &SnapshotFile| file.path.as_path().starts_with(&directory.name);
-        let place = if snapshot.files.iter().find(of_it).is_some_and(below) {
-            to.join(&directory.name)
-        } else {
-            to.to_owned()
-        };
-        session.console.answer(format!(
-            "files of {} are in {}: open with {} set to it",
-            directory.original.display(),
-            place.display(),
-            directory.option
-        ));
-    }
+    outcome.remarks.iter().for_each(|remark| session.console.answer(remark));
     session.console.object(
         "image",
-        json!({ "url": source.to_string(), "to": path_text(to), "instant": snapshot.instant, "files": snapshot.files.len(),
-            "bytes": total, "window_us": snapshot.window_us, "attempts": snapshot.attempts,
-            "linked": linked, "weakening": snapshot.weakening }),
+        json!({ "url": source.to_string(), "to": path_text(to), "instant": snapshot.instant,
+            "files": snapshot.files.len(), "bytes": total, "window_us": snapshot.window_us,
+            "attempts": snapshot.attempts, "linked": outcome.linked, "remarks": outcome.remarks,
+            "weakening": snapshot.weakening }),
     );
     Ok(())
 }

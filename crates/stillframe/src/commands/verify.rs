@@ -19,12 +19,13 @@ pub async fn run(session: &Session, args: &Verify) -> Result<(), Failure> {
     opening.refuse_inside("--staging", &staging)?;
     let repo = opening.open().await?;
     let backup = repo.resolve(&args.backup).await?;
-    let (level, word) = match args.level {
-        Level::Exists => (verify::Level::Exists, "exists"),
-        Level::Hash => (verify::Level::Hash, "hash"),
-        Level::Decrypt => (verify::Level::Decrypt, "decrypt"),
-        Level::Open => (verify::Level::Open, "open"),
+    let level = match args.level {
+        Level::Exists => verify::Level::Exists,
+        Level::Hash => verify::Level::Hash,
+        Level::Decrypt => verify::Level::Decrypt,
+        Level::Open => verify::Level::Open,
     };
+    let word = level.name();
     let options = VerifyOptions { level, staging };
     let began = session.clock.monotonic();
     let subject = format!("{backup} at level {word}");
