@@ -44,8 +44,9 @@ pub struct Image {
 /// An image in the making.
 #[derive(Debug)]
 pub(crate) struct ImageBuilder {
-    pub(crate) staging: Staging,
+    /// Let go before the staging directory is removed, which takes a descriptor: handles may have taken all.
     pub(crate) pins: Pins,
+    pub(crate) staging: Staging,
     /// Made by us, as opposed to pinned.
     made: BTreeMap<RelativePath, PathBuf>,
 }

@@ -4,7 +4,8 @@
 ///
 /// With it, every place passed is counted over the whole process; the test that enumerates them sets
 /// `STILLFRAME_FAILPOINT_LOG` to a file to learn how many there are and their names, then runs again with
-/// `STILLFRAME_KILL_AT=N`: the process sends itself SIGKILL at the N-th (counted from 1).
+/// `STILLFRAME_KILL_AT=N`: the process sends itself SIGKILL at the N-th (counted from 1). `STILLFRAME_HANG_AT=NAME`: whoever comes to a
+/// place of that name stays there.
 #[cfg(not(feature = "failpoints"))]
 #[inline]
 pub fn failpoint(_name: &str) {}
@@ -21,6 +22,11 @@ pub fn failpoint(name: &str) {
         let line = format!("{number} {name}\n");
         let file = std::fs::OpenOptions::new().create(true).append(true).open(log);
         file.and_then(|mut file| file.write_all(line.as_bytes())).expect("the failpoint log is writable");
+    }
+    if std::env::var("STILLFRAME_HANG_AT").is_ok_and(|place| place == name) {
+        loop {
+            std::thread::park();
+        }
     }
     let kill_at = std::env::var("STILLFRAME_KILL_AT").ok().and_then(|n| n.parse::<u64>().ok());
     if kill_at == Some(number) {

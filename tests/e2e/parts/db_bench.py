@@ -76,6 +76,17 @@ def sharp(trial):
             else:
                 raise Failed(f"accepted: {counts}")
             shutil.rmtree(state)
+    with trial.report.check("sst_dump vouches for a table, and not for a damaged one"):
+        table = root / "table.sst"
+        shutil.copyfile(db_bench.live_tables(bench.dir)[-1], table)
+        db_bench.check_sums(table, 1, root)
+        damage(table)
+        try:
+            db_bench.check_sums(table, 1, root)
+        except Failed:
+            pass
+        else:
+            raise Failed("accepted")
     with trial.report.check("ldb oracle refuses: a hole"):
         database = root / "hole"
         shutil.copytree(bench.dir, database)
