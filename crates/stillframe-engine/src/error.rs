@@ -78,6 +78,17 @@ pub enum EngineError {
         /// What it said.
         source: io::Error,
     },
+    /// A file's content is lost. Look what else is, and whether another backup has it.
+    #[error(
+        "{file} cannot be restored: {lost}; nothing was restored. `stillframe verify` names all that is lost, another backup may have it, \
+         and --source brings other sources back"
+    )]
+    FileLost {
+        /// The file, as the backup calls it.
+        file: String,
+        /// What is wrong with its content.
+        lost: RepoError,
+    },
     /// Verification found damage.
     #[error("{0}")]
     Unsound(String),
@@ -122,7 +133,7 @@ impl EngineError {
                 CaptureError::Occupied(_) | CaptureError::NeedsFlag { .. } => Kind::Usage,
                 _ => Kind::Source,
             },
-            Self::Repo(error) => repo_kind(error),
+            Self::Repo(error) | Self::FileLost { lost: error, .. } => repo_kind(error),
             Self::Reserve { .. } | Self::NoSpace { .. } | Self::TooLarge { .. } => Kind::NoSpace,
             Self::Usage(_) | Self::Occupied(_) => Kind::Usage,
             Self::Permission { .. } => Kind::Permission,

@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use bytes::Bytes;
-use stillframe_repo::{ChunkReader, ChunkRef, ContentRef, FileEntry, Repository};
+use stillframe_repo::{ChunkReader, ChunkRef, ContentRef, Error as RepoError, FileEntry, Repository};
 use stillframe_storage::{Attributes, NewFile, Owner, WriteBuffers, failpoint};
 use tokio::task::JoinSet;
 
@@ -157,7 +157,8 @@ async fn fill(
     batch: Vec<Piece>,
 ) -> Result<Filled, EngineError> {
     let group: Vec<ChunkRef> = batch.iter().map(|piece| piece.chunk).collect();
-    let mut contents = chunks.read_group(&group).await?;
+    let read = chunks.read_group(&group).await;
+    let mut contents = read.map_err(|error| in_file(error, &batch))?;
     let write = move || {
         let contents = contents.make_contiguous();
         let (mut filled, mut at) = (Filled::default(), 0);
@@ -173,6 +174,18 @@ async fn fill(
     };
     let written = tokio::task::spawn_blocking(write).await;
     written.map_err(|_| EngineError::Bug("writing chunks panicked".into()))?
+}
+
+/// Which of the files it is that has lost something.
+fn in_file(error: RepoError, batch: &[Piece]) -> EngineError {
+    let piece = match &error {
+        RepoError::ChunkLost { chunk, .. } => batch.iter().find(|piece| piece.chunk.id == *chunk),
+        _ => None,
+    };
+    match piece {
+        Some(piece) => EngineError::FileLost { file: piece.destination.entry.display_path(), lost: error },
+        None => error.into(),
+    }
 }
 
 /// Zeros of so many bytes, at multiples of it, are not written but left out: a new file has zeros where nothing was written, and takes

@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use stillframe_capture::{CaptureOptions, NamedDirectory, Snapshot, SnapshotFile, Source};
 use stillframe_jobs::{Job, Phase};
+use stillframe_storage::lies_within;
 
 use crate::capturing::{capture_all, watch_over, with_context};
 use crate::remark::remark;
@@ -42,6 +43,13 @@ pub async fn create_image(
     surroundings: &Surroundings,
 ) -> Result<ImageOutcome, EngineError> {
     stillframe_capture::refuse_occupied(target)?;
+    if lies_within(target, &source.path) {
+        return Err(EngineError::Usage(format!(
+            "{} lies in the source {}; choose a place outside",
+            target.display(),
+            source.path.display()
+        )));
+    }
     job.enter(Phase::Capturing)?;
     let named = NamedSource { name: source.to_string(), source: source.clone() };
     let watch = watch_over(std::iter::once(source), &options.capture, options.reserve, job);

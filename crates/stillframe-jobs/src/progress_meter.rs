@@ -130,7 +130,8 @@ impl ProgressMeter {
         let rate = if seconds > 0.0 { done / seconds } else { 0.0 };
         let eta = match self.progress.bytes_total {
             _ if self.finished => Some(Duration::ZERO),
-            Some(total) if rate >= 1.0 => {
+            // Before that, how long the whole will take is not known.
+            Some(total) if rate >= 1.0 && self.progress.phase >= Phase::Transferring => {
                 let rest = total.saturating_sub(self.progress.bytes_done) as f64;
                 Duration::try_from_secs_f64(rest / rate).ok()
             }

@@ -204,6 +204,10 @@ fn parse_map(text: &str) -> Result<(String, String), String> {
 
 /// `snapshots`.
 #[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  stillframe snapshots -r /backups/node
+  stillframe snapshots --tag prod --json")]
 pub struct Snapshots {
     #[command(flatten)]
     pub repo: RepoArgs,
@@ -217,6 +221,10 @@ pub struct Snapshots {
 
 /// `show`.
 #[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  stillframe show latest -r /backups/node
+  stillframe show 5f0c --files")]
 pub struct Show {
     /// latest, a name, or the beginning of an id; it must fit one backup only
     pub backup: String,
@@ -242,6 +250,10 @@ pub enum Level {
 
 /// `verify`.
 #[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  stillframe verify -r /backups/node
+  stillframe verify nightly --level open --staging /var/tmp")]
 pub struct Verify {
     /// latest, a name, or the beginning of an id; it must fit one backup only
     #[arg(default_value = "latest")]
@@ -260,6 +272,10 @@ pub struct Verify {
 #[derive(Debug, Subcommand)]
 pub enum RepoCommand {
     /// Make a new repository, encrypted with a passphrase unless told otherwise
+    #[command(after_help = "\
+Examples:
+  stillframe repo init /backups/node
+  stillframe repo init /backups/node --passphrase-file /etc/stillframe/passphrase")]
     Init {
         /// Where: /path or file:///path
         url: String,
@@ -280,6 +296,10 @@ pub enum RepoCommand {
 #[derive(Debug, Subcommand)]
 pub enum KeyCommand {
     /// Let another passphrase open the repository
+    #[command(after_help = "\
+Examples:
+  stillframe key add -r /backups/node --label 'the other operator'
+  stillframe key add -r /backups/node --new-passphrase-file /etc/stillframe/second")]
     Add {
         #[command(flatten)]
         repo: RepoArgs,
@@ -302,6 +322,9 @@ pub enum KeyCommand {
 pub enum ImageCommand {
     /// Capture a source into a directory that its engine can open
     #[command(after_help = "\
+Examples:
+  stillframe image create rocksdb:/var/lib/node/db --to /var/lib/node/image
+  stillframe image create /var/lib/app/db.sqlite --to /mnt/copy/app --copy
 An image on the file system of its source shares tables with it by hard links: never change owner, mode or bytes of its files, \
 or use --copy.")]
     Create {
@@ -317,6 +340,10 @@ or use --copy.")]
         capture: CaptureArgs,
     },
     /// Check an image, or a restored database, without opening it
+    #[command(after_help = "\
+Examples:
+  stillframe image validate /var/lib/node/image
+  stillframe image validate /var/lib/node/restored --engine rocksdb")]
     Validate {
         /// The directory (for SQLite also the file)
         dir: PathBuf,
@@ -328,6 +355,10 @@ or use --copy.")]
 
 /// `jobs`.
 #[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  stillframe jobs
+  stillframe jobs --limit 5 --json")]
 pub struct Jobs {
     /// How many, newest first
     #[arg(long, default_value_t = 20, value_parser = clap::value_parser!(u32).range(1..))]

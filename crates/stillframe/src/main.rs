@@ -26,15 +26,20 @@ use crate::console::say;
 use crate::failure::{Failure, Kind, exit_code};
 use crate::session::Session;
 
+/// What nobody returns as an error and somebody should know. That a history was damaged, the session says itself.
+const LOGGED: &str = "warn,stillframe_jobs::history_file=error";
+
 fn main() -> ExitCode {
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
         Err(error) => return refuse(&error),
     };
-    let filter = EnvFilter::try_from_env("STILLFRAME_LOG").unwrap_or_else(|_| EnvFilter::new("error"));
+    let filter = EnvFilter::try_from_env("STILLFRAME_LOG").unwrap_or_else(|_| EnvFilter::new(LOGGED));
     let colour = std::io::IsTerminal::is_terminal(&std::io::stderr());
     tracing_subscriber::fmt()
         .with_env_filter(filter)
+        .without_time()
+        .with_target(false)
         .with_ansi(colour)
         .with_writer(std::io::stderr)
         // What cannot be logged would be told on standard error, which panics.

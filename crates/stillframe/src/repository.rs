@@ -13,7 +13,8 @@ use crate::passphrase::{Question, Secret, obtain};
 use crate::place;
 
 /// What stands in the directory of a repository; which of them make it one, the repository itself says.
-const OBJECTS: [&str; 7] = ["stillframe.json", "keys", "packs", "index", "manifests", "sealed", "marks"];
+const OBJECTS: [&str; 8] =
+    ["stillframe.json", "keys", "packs", "index", "manifests", "sealed", "marks", "leases"];
 
 /// A repository that is known to be there, and all that opening it needs to be asked.
 pub struct Opening {
@@ -33,7 +34,7 @@ impl Opening {
     pub async fn prepare(args: &RepoArgs) -> Result<Self, Failure> {
         let location: Location = args.repo.parse()?;
         let store = open(&location).map_err(|error| missing(&location, error))?;
-        let cache = place::cache_dir()?;
+        let cache = place::cache_dir();
         let state = match Repository::open(store.clone(), &Unlock::None, &cache).await {
             Ok(repository) => State::Open(repository),
             Err(stillframe_repo::Error::PassphraseNeeded) => {
@@ -146,7 +147,7 @@ pub async fn init_repository(
     // Sweeps: only now is it known that nothing here is anybody else's.
     let _uploads = UploadLock::take(&location);
     let options = InitOptions { label: "first".to_owned(), ..InitOptions::new(encryption, clock) };
-    let repository = Repository::init(store, &options, &place::cache_dir()?).await;
+    let repository = Repository::init(store, &options, &place::cache_dir()).await;
     let repository = repository.map_err(|error| in_place(&location, error))?;
     if let Some(made) = made {
         made.keep();

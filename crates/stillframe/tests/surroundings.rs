@@ -105,6 +105,44 @@ fn a_history_that_cannot_be_used_stops_no_work_but_is_no_empty_history() {
 }
 
 #[test]
+fn a_cache_that_cannot_be_made_is_done_without() {
+    let scene = Scene::new();
+    for words in [
+        &["backup", "files:one", "--reserve", "0"][..],
+        &["snapshots"],
+        &["verify"],
+        &["restore", "latest", "--to", "back"],
+    ] {
+        let output = scene.command(words).env("STILLFRAME_CACHE_DIR", "/proc/nowhere").output().unwrap();
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success() && said.contains("index cache"), "{words:?}: {said}");
+    }
+    assert_eq!(std::fs::read(scene.path("back/a")).unwrap(), b"first");
+}
+
+#[test]
+fn a_restore_that_meets_damage_says_which_file_is_lost_and_what_to_do() {
+    let scene = Scene::new();
+    std::fs::write(scene.path("one/large"), stillframe_testkit::Content::new(1, 1.0).bytes(3 << 20)).unwrap();
+    scene.back_up(&["files:one", "files:two"]);
+    let packs = scene.path("repo/packs");
+    let pack = names(&packs).into_iter().flat_map(|dir| {
+        let dir = packs.join(dir);
+        names(&dir).into_iter().map(move |name| dir.join(name))
+    });
+    let pack = pack.max_by_key(|path| path.metadata().unwrap().len()).unwrap();
+    let mut bytes = std::fs::read(&pack).unwrap();
+    bytes[1 << 20] ^= 1;
+    std::fs::write(&pack, bytes).unwrap();
+    let error = scene.bad(&["restore", "latest", "--to", "back"], 30);
+    for word in ["large cannot be restored", "packs/", "verify", "--source"] {
+        assert!(error.contains(word), "{error}");
+    }
+    assert!(!scene.path("back").exists());
+    scene.good(&["restore", "latest", "--to", "back", "--source", "two"]);
+}
+
+#[test]
 fn nothing_is_restored_into_a_repository_or_the_directory_of_a_live_database() {
     let scene = Scene::new();
     scene.back_up(&["files:one"]);
@@ -115,6 +153,9 @@ fn nothing_is_restored_into_a_repository_or_the_directory_of_a_live_database() {
     assert!(!scene.path("repo/packs/x").exists() && !scene.path("repo/new").exists());
     std::fs::create_dir(scene.path("repo/tmp")).unwrap();
     scene.bad(&["verify", "--level", "open", "--staging", "repo/tmp"], 2);
+    scene.bad(&["backup", "files:one", "--reserve", "0", "--staging", "repo/tmp"], 2);
+    let error = scene.bad(&["image", "create", "files:one", "--to", "one/image", "--reserve", "0"], 2);
+    assert!(error.contains("lies in the source") && names(&scene.path("one")) == ["a"], "{error}");
     // Beside plain files it is one more.
     scene.good(&["restore", "latest", "--to", "one/back"]);
 }

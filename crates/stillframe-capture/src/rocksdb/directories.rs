@@ -203,6 +203,10 @@ impl Directories {
             let why = format!("none of its tables is in {}{seen}", dir.display());
             return Ok(needs("--db-path", why));
         }
+        if self.told && all && !self.cf_paths.contains_key(&of.name) {
+            let why = format!("none of its tables is in {}, which was given{seen}", dir.display());
+            return Ok(needs("--db-path", why));
+        }
         if !self.cf_paths.contains_key(&of.name) && (all_of_family || !elsewhere.is_empty()) {
             let why =
                 format!("table {number} of the column family {name:?} is not in {}{seen}", dir.display());

@@ -1,8 +1,7 @@
 //! `backup`.
 
-use std::collections::BTreeSet;
 use std::ffi::OsString;
-use std::path::Path;
+use std::path::{Component, Path};
 use std::sync::Arc;
 
 use serde_json::json;
@@ -26,6 +25,9 @@ pub async fn run(session: &Session, args: &Backup) -> Result<(), Failure> {
     args.capture.check(sources.iter().map(|named| &named.source))?;
     let repo = Opening::prepare(&args.repo).await?;
     repo.refuse_within(sources.iter().map(|named| named.source.path.as_path()))?;
+    if let Some(staging) = &args.capture.staging {
+        repo.refuse_inside("--staging", staging)?;
+    }
     let _uploads = if args.dry_run { None } else { repo.uploads() };
     let options = CreateOptions {
         sources,
@@ -35,7 +37,7 @@ pub async fn run(session: &Session, args: &Backup) -> Result<(), Failure> {
         reserve: args.capture.reserve(),
         bandwidth: args.limit_bandwidth.map(|limit| Arc::new(BandwidthLimit::new(limit.0))),
         anew: args.anew,
-        cache_dir: place::cache_dir()?,
+        cache_dir: place::cache_dir(),
         origin: origin(session),
     };
     let pace = if args.fast { Pace::Fast } else { Pace::Polite };
@@ -81,24 +83,54 @@ pub async fn run(session: &Session, args: &Backup) -> Result<(), Failure> {
     Ok(())
 }
 
-/// Each source's name in the backup: the last part of its path, made unique with a number.
+/// Each source's name in the backup: the last part of its path, and as many before it as tell it from the others. So it does not depend
+/// on the order in which they are given.
 fn named_sources(given: &[OsString]) -> Result<Vec<NamedSource>, Failure> {
-    let mut taken = BTreeSet::new();
-    let mut named = Vec::new();
+    let mut sources: Vec<Source> = Vec::new();
     for text in given {
         let source = parse_source(text)?;
-        let base = source.path.file_name().map_or_else(|| "root".to_owned(), path_text);
         let place = |source: &Source| std::fs::canonicalize(&source.path).unwrap_or(source.path.clone());
-        if named.iter().any(|named: &NamedSource| place(&named.source) == place(&source)) {
+        if sources.iter().any(|other| place(other) == place(&source)) {
             return Err(Failure::new(Kind::Usage, format!("{} is given twice", path_text(text))));
         }
-        let name = (1..=u32::MAX)
-            .map(|n| if n == 1 { base.clone() } else { format!("{base}-{n}") })
-            .find(|name| taken.insert(name.clone()))
-            .expect("there are fewer sources than numbers");
-        named.push(NamedSource { name, source });
+        sources.push(source);
     }
-    Ok(named)
+    let names = unique_names(&sources.iter().map(|source| source.path.as_path()).collect::<Vec<_>>());
+    Ok(names.into_iter().zip(sources).map(|(name, source)| NamedSource { name, source }).collect())
+}
+
+fn unique_names(paths: &[&Path]) -> Vec<String> {
+    let parts: Vec<Vec<String>> = paths
+        .iter()
+        .map(|path| {
+            let names = path.components().filter(|part| matches!(part, Component::Normal(_)));
+            names.map(path_text).collect()
+        })
+        .collect();
+    let mut lengths = vec![1; parts.len()];
+    let longest = parts.iter().map(Vec::len).max().unwrap_or_default();
+    for round in 0..=longest {
+        let names: Vec<String> = parts
+            .iter()
+            .zip(&lengths)
+            .map(|(parts, length)| match parts.len().saturating_sub(*length) {
+                _ if parts.is_empty() => "root".to_owned(),
+                skipped => parts.get(skipped..).unwrap_or_default().join("-"),
+            })
+            .collect();
+        let is_double = |name: &String| names.iter().filter(|other| *other == name).count() > 1;
+        if !names.iter().any(is_double) {
+            return names;
+        }
+        if round == longest {
+            // `a-b/c` and `a/b-c`: only a number is left.
+            return names.iter().enumerate().map(|(n, name)| format!("{name}-{}", n + 1)).collect();
+        }
+        for (length, name) in lengths.iter_mut().zip(&names) {
+            *length += usize::from(is_double(name));
+        }
+    }
+    unreachable!("the last round returns")
 }
 
 fn origin(session: &Session) -> Origin {
@@ -171,4 +203,21 @@ fn outcome_object(sources: &[NamedSource], outcome: &CreateOutcome) -> serde_jso
         })
         .collect();
     json!({ "id": outcome.id.to_string(), "sources": sources, "statistics": outcome.statistics })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_tell_sources_apart_whatever_their_order() {
+        let names = |paths: &[&str]| unique_names(&paths.iter().map(Path::new).collect::<Vec<_>>());
+        assert_eq!(names(&["/srv/a/db", "/srv/kv"]), ["db", "kv"]);
+        assert_eq!(names(&["/srv/a/db", "/srv/b/db", "/srv/kv"]), ["a-db", "b-db", "kv"]);
+        assert_eq!(names(&["/srv/b/db", "/srv/a/db", "/srv/kv"]), ["b-db", "a-db", "kv"]);
+        assert_eq!(names(&["/x/a/db", "/y/a/db", "/db"]), ["x-a-db", "y-a-db", "db"]);
+        assert_eq!(names(&["/"]), ["root"]);
+        let odd = names(&["/a-b/c", "/a/b-c", "/c", "/b-c"]);
+        assert_eq!(odd.iter().collect::<std::collections::BTreeSet<_>>().len(), 4, "{odd:?}");
+    }
 }

@@ -82,6 +82,9 @@ fn tell_weakening(session: &Session, snapshot: &Snapshot) {
 
 fn check(session: &Session, dir: &Path, engine: Option<&str>) -> Result<(), Failure> {
     let given = engine.map(parse_engine).transpose()?;
+    if !dir.exists() {
+        return Err(Failure::new(Kind::Usage, format!("{}: no such file or directory", dir.display())));
+    }
     let described = match (Snapshot::read(dir), given) {
         (Ok(snapshot), None) => snapshot,
         // Whoever says what it is means the database as it is now, which need not be the image that was taken.

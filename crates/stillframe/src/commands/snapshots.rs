@@ -24,7 +24,12 @@ pub async fn run(session: &Session, args: &Snapshots) -> Result<(), Failure> {
         session.console.object("snapshot", object(manifest));
     }
     if count == 0 {
-        session.console.line("no backups");
+        let selected = args.tag.is_some() || args.name.is_some();
+        session.console.line(if selected && !list.readable.is_empty() {
+            "no backup has this name or tag"
+        } else {
+            "no backups"
+        });
     }
     let damaged = list.unreadable.len();
     for (id, error) in &list.unreadable {
