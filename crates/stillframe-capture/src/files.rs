@@ -230,12 +230,18 @@ impl Walk {
         for entry in Dir::read_from(&fd).map_err(CaptureError::io("list", &shown))? {
             let entry = entry.map_err(CaptureError::io("list", &shown))?;
             let name = entry.file_name().to_bytes();
-            // Staging directories of other captures, and their locks, are no part of what is backed up.
-            if name != b"." && name != b".." && !is_staging_name(OsStr::from_bytes(name)) {
+            if name != b"." && name != b".." {
                 names.push(OsString::from_vec(name.to_vec()));
             }
         }
         names.sort_unstable();
+        // Staging directories of other captures, and their locks, are no part of what is backed up. Each has the other beside it.
+        let partner = |name: &OsStr| match name.as_bytes().strip_suffix(b".lock") {
+            Some(dir) => OsStr::from_bytes(dir).to_owned(),
+            None => OsString::from_vec([name.as_bytes(), b".lock"].concat()),
+        };
+        let is_ours = |name: &OsString| is_staging_name(name) && names.binary_search(&partner(name)).is_ok();
+        let names: Vec<OsString> = names.iter().filter(|name| !is_ours(name)).cloned().collect();
         Ok(Level { fd, path, names: names.into_iter() })
     }
 

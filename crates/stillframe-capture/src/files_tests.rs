@@ -315,13 +315,21 @@ fn names_that_only_look_like_ours_are_captured_and_ours_are_not() {
     std::fs::create_dir(root.join(".stillframe-notes")).unwrap();
     std::fs::write(root.join(".stillframe-notes/mine"), "precious").unwrap();
     std::fs::write(root.join(".stillframe-00000000000000000"), "a digit more").unwrap();
+    std::fs::write(root.join(".stillframe-00000000000000aa"), "of this form, and nobody's lock is beside it")
+        .unwrap();
     std::fs::create_dir(root.join(".stillframe-00000000000000ff")).unwrap();
     std::fs::write(root.join(".stillframe-00000000000000ff.lock"), "").unwrap();
     let around = Surroundings::default();
     let image = around.with(|context| capture(&source(&root), &CaptureOptions::default(), context)).unwrap();
     let names: Vec<_> = image.snapshot().files.iter().map(|file| file.path.to_string()).collect();
     let ours: Vec<_> = names.iter().filter(|name| name.starts_with(".stillframe-")).collect();
-    assert_eq!(ours, [".stillframe-00000000000000000", ".stillframe-notes", ".stillframe-notes/mine"]);
+    let kept = [
+        ".stillframe-00000000000000000",
+        ".stillframe-00000000000000aa",
+        ".stillframe-notes",
+        ".stillframe-notes/mine",
+    ];
+    assert_eq!(ours, kept);
 }
 
 #[test]

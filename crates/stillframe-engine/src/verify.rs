@@ -57,8 +57,10 @@ pub struct VerifyOutcome {
     pub bytes: u64,
     /// Packs that it needs.
     pub packs: u64,
-    /// One sentence for each thing that is wrong; empty: sound, as far as the level looks.
+    /// One sentence for each thing in the repository that is wrong; empty: sound, as far as the level looks.
     pub damage: Vec<String>,
+    /// One sentence for each source that its engine could not open, though the repository gives back what was captured.
+    pub unsound: Vec<String>,
 }
 
 /// Looks at one backup. Damage is an outcome, not an error; an error means that it could not be looked at to the end.
@@ -80,10 +82,16 @@ pub async fn verify(
     if report.findings_omitted > 0 {
         damage.push(format!("and {} more", report.findings_omitted));
     }
-    let mut outcome = VerifyOutcome { files: report.files, bytes: report.bytes, packs: report.packs, damage };
+    let mut outcome = VerifyOutcome {
+        files: report.files,
+        bytes: report.bytes,
+        packs: report.packs,
+        damage,
+        unsound: Vec::new(),
+    };
     if options.level == Level::Open && outcome.damage.is_empty() {
         let manifest = repo.manifest(backup).await?;
-        outcome.damage = open_each(repo, &manifest, options, job, surroundings).await?;
+        outcome.unsound = open_each(repo, &manifest, options, job, surroundings).await?;
     }
     Ok(outcome)
 }
@@ -144,7 +152,7 @@ async fn open_each(
     job: &Job,
     surroundings: &Surroundings,
 ) -> Result<Vec<String>, EngineError> {
-    let mut damage = Vec::new();
+    let mut unsound = Vec::new();
     for source in manifest.draft.sources.iter().filter(|source| source.form == SourceForm::Image) {
         surroundings.tell(Event::Staging(options.staging.clone()));
         let staging = StagingDir::create(&options.staging, &(surroundings.random_name)())
@@ -157,7 +165,7 @@ async fn open_each(
         let engine: Engine = match format!("{}:x", source.engine).parse::<stillframe_capture::Source>() {
             Ok(source) => source.engine,
             Err(_) => {
-                damage.push(format!(
+                unsound.push(format!(
                     "{}: engine {:?} is not known to this version",
                     source.name, source.engine
                 ));
@@ -167,8 +175,8 @@ async fn open_each(
         let checked = tokio::task::spawn_blocking(move || validate(engine, &target)).await;
         match checked.map_err(|_| EngineError::Bug("the validation panicked".into()))? {
             Ok(report) => report.remarks.into_iter().for_each(|remark| surroundings.warn(remark)),
-            Err(error) => damage.push(format!("{}: {error}", source.name)),
+            Err(error) => unsound.push(format!("{}: {error}", source.name)),
         }
     }
-    Ok(damage)
+    Ok(unsound)
 }

@@ -432,23 +432,35 @@ impl Repository {
             return Ok(id);
         }
         let backups = self.backups().await?;
+        let damaged = |unreadable: Vec<(BackupId, Error)>, what: &str| {
+            let (id, error) = unreadable.into_iter().next()?;
+            let (object, why) = match error {
+                Error::Damaged { object, why } => (object, why),
+                error => (ObjectName::new(Kind::Manifest, id).to_string(), error.to_string()),
+            };
+            let why = format!("{why}; it may be {what}: name one by its id");
+            Some(Error::Damaged { object, why })
+        };
         if text == "latest" {
-            if let Some((id, error)) = backups.unreadable.into_iter().next() {
-                let (object, why) = match error {
-                    Error::Damaged { object, why } => (object, why),
-                    error => (ObjectName::new(Kind::Manifest, id).to_string(), error.to_string()),
-                };
-                let why = format!("{why}; it may be the latest backup: name one by its id");
-                return Err(Error::Damaged { object, why });
-            }
-            return backups.readable.last().map(|manifest| manifest.id).ok_or_else(not_found);
+            let latest = backups.readable.last().map(|manifest| manifest.id);
+            return match damaged(backups.unreadable, "the latest backup") {
+                Some(error) => Err(error),
+                None => latest.ok_or_else(not_found),
+            };
         }
         let is_prefix = |id: &BackupId| !text.is_empty() && id.to_string().starts_with(text);
         let named = backups.readable.iter().filter(|manifest| manifest.draft.name.as_deref() == Some(text));
         let mut ids: Vec<BackupId> = named.map(|manifest| manifest.id).collect();
+        let is_name = !ids.is_empty();
         ids.extend(existing.into_iter().chain(lost).filter(is_prefix));
         ids.sort_unstable();
         ids.dedup();
+        // What cannot be read may have the same name, and be the newer one.
+        if (is_name || ids.is_empty())
+            && let Some(error) = damaged(backups.unreadable, "the backup of this name")
+        {
+            return Err(error);
+        }
         if let [id] = ids.as_slice() {
             return Ok(*id);
         }

@@ -216,7 +216,11 @@ async fn a_damaged_manifest_or_seal_is_named_and_hides_no_other_backup() {
         assert!(backups.unreadable[0].1.to_string().contains(path.as_ref()), "{}", backups.unreadable[0].1);
         let error = repository.resolve("latest").await.unwrap_err();
         assert!(matches!(error, Error::Damaged { .. }), "the damaged one may be the latest: {error}");
-        assert_eq!(repository.resolve("b").await.unwrap(), second);
+        let error = repository.resolve("b").await.unwrap_err();
+        assert!(error.is_damage(), "the damaged one may be a newer one of this name: {error}");
+        let error = repository.resolve("unknown").await.unwrap_err();
+        assert!(error.is_damage(), "the damaged one may be called so: {error}");
+        assert_eq!(repository.resolve(&second.to_string()[..12]).await.unwrap(), second);
         let report = repository.verify(scene.id, &VerifyOptions::new(VerifyLevel::Exists)).await.unwrap();
         assert_eq!(report.findings[0].object, path.as_ref());
         // A manifest alone is no backup; a seal alone was one.

@@ -26,6 +26,8 @@ pub struct NewFile {
     /// Bytes that it will have.
     length: u64,
     is_direct: AtomicBool,
+    /// Held while the file becomes one that is written as usual.
+    changing: Mutex<()>,
     /// Where the last bytes that were written end.
     end: AtomicU64,
 }
@@ -35,7 +37,13 @@ impl NewFile {
     pub fn create(path: &Path, mode: u32, length: u64) -> io::Result<Self> {
         let file = OpenOptions::new().write(true).create_new(true).mode(mode).open(path)?;
         let is_direct = length >= DIRECT_FROM && set_direct(&file, true).is_ok();
-        Ok(Self { file, length, is_direct: is_direct.into(), end: AtomicU64::new(0) })
+        Ok(Self {
+            file,
+            length,
+            is_direct: is_direct.into(),
+            changing: Mutex::new(()),
+            end: AtomicU64::new(0),
+        })
     }
 
     /// Writes `parts`, one behind the other, from `offset` on. Several threads may write to different places.
@@ -115,8 +123,13 @@ impl NewFile {
                 Err(error) => return Err(error),
             }
         }
-        if self.is_direct.swap(false, Ordering::AcqRel) {
-            set_direct(&self.file, false)?;
+        {
+            // Whoever comes second waits until the file has changed.
+            let _changing = self.changing.lock().unwrap_or_else(PoisonError::into_inner);
+            if self.is_direct.load(Ordering::Acquire) {
+                set_direct(&self.file, false)?;
+                self.is_direct.store(false, Ordering::Release);
+            }
         }
         self.file.write_all_at(&piece[..filled], at)
     }
@@ -219,6 +232,26 @@ mod tests {
             let mut expected = vec![0; usize::try_from(length).unwrap()];
             expected[1 << 20..(1 << 20) + 65536].copy_from_slice(&part);
             assert!(std::fs::read(&path).unwrap() == expected);
+        }
+    }
+
+    #[test]
+    fn threads_that_write_no_whole_blocks_do_not_get_into_each_others_way() {
+        const PART: u64 = (128 << 10) + 1;
+        for dir in dirs() {
+            for n in 0..50 {
+                let path = dir.path().join(n.to_string());
+                let file = NewFile::create(&path, 0o600, 8 * PART).unwrap();
+                let (buffers, part) = (WriteBuffers::default(), content(usize::try_from(PART).unwrap()));
+                std::thread::scope(|scope| {
+                    for turn in 0..8 {
+                        let (file, buffers, part) = (&file, &buffers, part.as_slice());
+                        scope.spawn(move || file.write_at([part], turn * PART, buffers).unwrap());
+                    }
+                });
+                file.finish().unwrap();
+                assert!(std::fs::read(&path).unwrap() == part.repeat(8));
+            }
         }
     }
 

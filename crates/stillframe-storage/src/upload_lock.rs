@@ -3,10 +3,15 @@
 use std::fs::File;
 use std::io;
 use std::path::Path;
+use std::time::Duration;
 
 use rustix::fs::{FlockOperation, flock};
 
 use crate::Location;
+
+/// How often, and after which pause, the lock is tried.
+const ATTEMPTS: u32 = 200;
+const PAUSE: Duration = Duration::from_millis(10);
 
 /// Held by everybody who writes into a store, for as long as it does. Who takes it while nobody else has it removes what a killed writer
 /// left: the store writes each object under a name of its own first (`<name>#<number>`), and lists no such names.
@@ -29,9 +34,15 @@ impl UploadLock {
                 }
             }
         }
-        // A sweep by another process takes a moment only.
-        flock(&directory, FlockOperation::LockShared).ok()?;
-        Some(Self { _directory: directory })
+        // A sweep by another process takes a moment only. Whoever holds it longer, such as flock(1) around this very program, does
+        // not sweep.
+        for _ in 0..ATTEMPTS {
+            if flock(&directory, FlockOperation::NonBlockingLockShared).is_ok() {
+                return Some(Self { _directory: directory });
+            }
+            std::thread::sleep(PAUSE);
+        }
+        None
     }
 }
 
@@ -85,5 +96,8 @@ mod tests {
         drop(UploadLock::take(&location));
         assert!(left.iter().all(|name| !at(name).exists()) && kept.iter().all(|name| at(name).exists()));
         assert!(UploadLock::take(&Location::Memory).is_none());
+        let others = File::open(dir.path()).unwrap();
+        flock(&others, FlockOperation::LockExclusive).unwrap();
+        assert!(UploadLock::take(&location).is_none(), "somebody else's lock is not waited for");
     }
 }

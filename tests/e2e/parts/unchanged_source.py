@@ -3,6 +3,8 @@
 import os
 import signal
 import shutil
+import sqlite3
+import subprocess
 from pathlib import Path
 
 from fjall import FjallWriter
@@ -13,7 +15,7 @@ from program import NOT_CAPTURABLE, PERMISSION
 from report import Failed
 from rocks import NEWEST, SETTINGS, Release, RocksChecker, RocksWriter
 from sqlite_writer import SqliteWriter, demand_exact
-from workplace import NOBODY
+from workplace import NOBODY, as_user, need
 
 PROTECTED = Path("/proc/sys/fs/protected_hardlinks")
 
@@ -39,6 +41,7 @@ def run(trial):
             states(trial, name, make)
     if not trial.only or trial.wants("users"):
         other_users(trial, release)
+        in_user_namespace(trial)
 
 
 def commits_for(name):
@@ -296,3 +299,26 @@ def sqlite_as_another(trial):
             raise Failed(f"left as another user: {foreign}")
     writer.close()
     trial.workplace.remove(root)
+
+
+def in_user_namespace(trial):
+    """Root of a user namespace that does not know the database's owner is not root: what SQLite makes would lock the application out."""
+    with trial.report.check("another user, root in a namespace of its own: an SQLite database is refused, nothing is left beside it"):
+        owner, me = 2000, 1000
+        place = trial.workplace.dir("shared")
+        place.chmod(0o777)
+        database = sqlite3.connect(place / "app.db")
+        database.execute("PRAGMA journal_mode=wal")
+        database.execute("CREATE TABLE t(n)")
+        database.close()
+        give(place / "app.db", owner)
+        before = sorted(path.name for path in place.iterdir())
+        own = trial.workplace.dir("own")
+        give(own, me)
+        program = trial.program()
+        words = program.command(["image", "create", f"sqlite:{place / 'app.db'}", "--staging", own, "--to", own / "image", "--reserve", "0"])
+        done = subprocess.run([*as_user(me), need("unshare"), "--map-root-user", *words], env=program.environment(me), capture_output=True, text=True, timeout=60)
+        if done.returncode != NOT_CAPTURABLE or "--force" not in done.stderr:
+            raise Failed(f"exit {done.returncode}: {done.stderr}")
+        if sorted(path.name for path in place.iterdir()) != before:
+            raise Failed(f"beside it are {sorted(path.name for path in place.iterdir())}")

@@ -29,8 +29,9 @@ use crate::staging::Staging;
 use crate::window::{Attempt, until_still};
 use crate::{CaptureError, CaptureOptions, Context, Source};
 
-/// Larger OPTIONS, IDENTITY and CURRENT files than this are not what their names say.
-const MAX_SMALL_FILE: u64 = 64 * 1024 * 1024;
+/// Larger files than this are not what their names say. OPTIONS tells of each column family.
+const MAX_OPTIONS: u64 = 64 << 20;
+const MAX_POINTER: u64 = 64 << 10;
 
 /// A capture in progress, with all that is kept from one attempt to the next.
 pub(crate) struct Capture<'a> {
@@ -241,7 +242,7 @@ impl<'a> Capture<'a> {
     fn read_pointers(&mut self) -> Result<(), Setback> {
         let main = self.directories.main();
         let current = main.path().join("CURRENT");
-        let Some(file) = self.read_small("CURRENT")? else {
+        let Some(file) = self.read_small("CURRENT", MAX_POINTER)? else {
             return Err(Setback::Wrong(CaptureError::Vanished { path: current }));
         };
         let Some(name) = manifest_named_by(&file.bytes) else {
@@ -458,7 +459,7 @@ impl<'a> Capture<'a> {
         let known = self.settings.file.as_ref().map(|file| &file.name);
         let Some((_, name)) = newest.filter(|(_, name)| Some(*name) != known) else { return Ok(()) };
         let Some(text) = name.to_str() else { return Ok(()) };
-        let Some(file) = self.read_small(text)? else {
+        let Some(file) = self.read_small(text, MAX_OPTIONS)? else {
             return Err(Setback::Moved(format!("{text} was replaced")));
         };
         let options = OptionsFile::parse(&file.bytes);
@@ -489,8 +490,8 @@ impl<'a> Capture<'a> {
 
     /// Whether all is as it was when the attempt began.
     fn look_again(&mut self) -> Result<Accepted, Setback> {
-        let identity = self.read_small("IDENTITY")?;
-        let Some(current) = self.read_small("CURRENT")? else {
+        let identity = self.read_small("IDENTITY", MAX_POINTER)?;
+        let Some(current) = self.read_small("CURRENT", MAX_POINTER)? else {
             let path = self.directories.main().path().join("CURRENT");
             return Err(Setback::Wrong(CaptureError::Vanished { path }));
         };
@@ -514,14 +515,18 @@ impl<'a> Capture<'a> {
         Ok(Accepted { current, manifest_length, identity })
     }
 
-    fn read_small(&self, name: &str) -> Result<Option<SmallFile>, CaptureError> {
+    fn read_small(&self, name: &str, max: u64) -> Result<Option<SmallFile>, CaptureError> {
         use std::io::Read;
         let main = self.directories.main();
         let path = main.path().join(name);
         let Some(file) = main.open_file(os(name))? else { return Ok(None) };
         let meta = FileMeta::of(&file).map_err(CaptureError::io("read", &path))?;
+        if meta.size > max {
+            let what = format!("it has {} bytes, which no engine writes there", meta.size);
+            return Err(CaptureError::Corrupt { path, what });
+        }
         let mut bytes = Vec::new();
-        file.take(MAX_SMALL_FILE).read_to_end(&mut bytes).map_err(CaptureError::io("read", &path))?;
+        file.take(max).read_to_end(&mut bytes).map_err(CaptureError::io("read", &path))?;
         Ok(Some(SmallFile { name: name.into(), bytes, meta }))
     }
 

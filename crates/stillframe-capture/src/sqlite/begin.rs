@@ -191,6 +191,14 @@ fn refuse_empty_with_log(path: &Path) -> Result<(), CaptureError> {
     }
 }
 
+/// Whether SQLite can give what it makes to the owner of the database. Root of a user namespace (a rootless container) cannot, as far as
+/// its namespace does not know that owner.
+fn is_root_here() -> bool {
+    let maps_all = |map: String| map.split_whitespace().eq(["0", "0", "4294967295"]);
+    rustix::process::geteuid().is_root()
+        && std::fs::read_to_string("/proc/self/uid_map").map_or(true, maps_all)
+}
+
 /// What is known of the files that SQLite makes beside a WAL database, where they would be ours and not the application's.
 struct Foreign {
     /// Ours would lock the application out.
@@ -206,7 +214,7 @@ impl Foreign {
         options: &CaptureOptions,
     ) -> Result<Self, CaptureError> {
         let me = rustix::process::geteuid();
-        let matters = logged && !me.is_root() && me.as_raw() != stat.uid() && !options.force;
+        let matters = logged && !is_root_here() && me.as_raw() != stat.uid() && !options.force;
         if !matters {
             return Ok(Self { matters });
         }

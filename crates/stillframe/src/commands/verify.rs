@@ -32,22 +32,26 @@ pub async fn run(session: &Session, args: &Verify) -> Result<(), Failure> {
     let outcome = session
         .run_job("verify", &subject, &[Phase::Transferring], full_share(), async |job, surroundings| {
             let outcome = verify(&repo, backup, &options, job, surroundings).await?;
-            if let Some(first) = outcome.damage.first() {
-                outcome.damage.iter().for_each(|damage| session.console.answer(damage));
-                let damage: Vec<_> = outcome.damage.iter().collect();
+            let found: Vec<&String> = outcome.damage.iter().chain(&outcome.unsound).collect();
+            if let Some(first) = found.first() {
+                found.iter().for_each(|damage| session.console.answer(damage));
                 session.console.object(
                     "damage",
-                    json!({ "backup": backup.to_string(), "level": word, "damage": damage }),
+                    json!({ "backup": backup.to_string(), "level": word, "damage": found }),
                 );
-                let more = outcome.damage.len() - 1;
-                let more = if more == 0 { String::new() } else { format!(" (and {more} more)") };
-                return Err(Failure::new(
-                    Kind::Damaged,
+                let more = if found.len() == 1 { String::new() } else { format!(" (and {} more)", found.len() - 1) };
+                let message = if outcome.damage.is_empty() {
+                    format!(
+                        "backup {backup} is what was captured, and its engine cannot open it: {first}{more}; \
+                         the source was like that already, look there"
+                    )
+                } else {
                     format!(
                         "backup {backup} is damaged: {first}{more}; later backups from this machine store what they need of it again \
                          (from others: backup --anew)"
-                    ),
-                ));
+                    )
+                };
+                return Err(Failure::new(Kind::Damaged, message));
             }
             let object = json!({ "level": word, "files": outcome.files, "bytes": outcome.bytes });
             Ok((outcome, object))
