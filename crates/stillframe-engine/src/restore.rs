@@ -96,7 +96,7 @@ pub async fn restore(
         .map_err(EngineError::io("make a staging directory in", parent))?;
     job.enter(Phase::Transferring)?;
     let alone = placed.len() == 1;
-    let into = Destination { repo, staging: staging.path(), target: &target };
+    let into = Restoring { repo, staging: staging.path(), target: &target };
     let outcome = restore_placed(&into, &placed, job, surroundings).await?;
     job.enter(Phase::Sealing)?;
     let sealed = tokio::task::spawn_blocking(move || -> Result<(), EngineError> {
@@ -130,7 +130,7 @@ pub(crate) async fn restore_into(
     let parent = dir.parent().unwrap_or(dir);
     refuse_too_large(parent, &chosen)?;
     let placed = place(repo, &chosen, options).await?;
-    restore_placed(&Destination { repo, staging: dir, target: dir }, &placed, job, surroundings).await
+    restore_placed(&Restoring { repo, staging: dir, target: dir }, &placed, job, surroundings).await
 }
 
 /// Everything has its place before the first file is written.
@@ -153,7 +153,7 @@ async fn place<'a>(
 }
 
 async fn restore_placed(
-    into: &Destination<'_>,
+    into: &Restoring<'_>,
     placed: &[Placed<'_>],
     job: &Job,
     surroundings: &Surroundings,
@@ -296,7 +296,7 @@ fn choose<'a>(
 }
 
 /// What stays the same for all sources of one restore.
-struct Destination<'a> {
+struct Restoring<'a> {
     repo: &'a Repository,
     staging: &'a Path,
     /// Where it will be when it is whole.
@@ -304,7 +304,7 @@ struct Destination<'a> {
 }
 
 async fn restore_source(
-    into: &Destination<'_>,
+    into: &Restoring<'_>,
     placed: &Placed<'_>,
     meter: &Meter<'_>,
     outcome: &mut RestoreOutcome,
@@ -348,7 +348,7 @@ fn lay_out(
 
 /// Creates directories, and creates and fills files.
 async fn write_files(
-    into: &Destination<'_>,
+    into: &Restoring<'_>,
     placed: &Placed<'_>,
     meter: &Meter<'_>,
     outcome: &mut RestoreOutcome,
@@ -363,7 +363,7 @@ async fn write_files(
 }
 
 async fn write_list(
-    into: &Destination<'_>,
+    into: &Restoring<'_>,
     placed: &Placed<'_>,
     meter: &Meter<'_>,
     outcome: &mut RestoreOutcome,
@@ -449,7 +449,7 @@ impl Unfinished {
 
 /// A restored OPTIONS file must not name the live log directory.
 fn adapt_options(
-    into: &Destination<'_>,
+    into: &Restoring<'_>,
     snapshot: &Snapshot,
     layout: &Layout,
     outcome: &mut RestoreOutcome,

@@ -108,8 +108,7 @@ fn unique_names(paths: &[&Path]) -> Vec<String> {
         })
         .collect();
     let mut lengths = vec![1; parts.len()];
-    let longest = parts.iter().map(Vec::len).max().unwrap_or_default();
-    for round in 0..=longest {
+    loop {
         let names: Vec<String> = parts
             .iter()
             .zip(&lengths)
@@ -122,15 +121,18 @@ fn unique_names(paths: &[&Path]) -> Vec<String> {
         if !names.iter().any(is_double) {
             return names;
         }
-        if round == longest {
+        let mut grown = false;
+        for ((length, name), parts) in lengths.iter_mut().zip(&names).zip(&parts) {
+            if is_double(name) && *length < parts.len() {
+                *length += 1;
+                grown = true;
+            }
+        }
+        if !grown {
             // `a-b/c` and `a/b-c`: only a number is left.
             return names.iter().enumerate().map(|(n, name)| format!("{name}-{}", n + 1)).collect();
         }
-        for (length, name) in lengths.iter_mut().zip(&names) {
-            *length += usize::from(is_double(name));
-        }
     }
-    unreachable!("the last round returns")
 }
 
 fn origin(session: &Session) -> Origin {
