@@ -53,7 +53,7 @@ fn run() -> Result<(), Box<dyn std::error::Error>> {
     let image =
         capture(std::slice::from_ref(&source), &options, &context)?.pop().ok_or("one source, one image")?;
     let snapshot = image.keep(Path::new(&target), &context)?;
-    let report = validate(source.engine, Path::new(&target))?;
+    let report = validate(source.engine, Path::new(&target), &CancellationToken::new())?;
     println!(
         "window_us={} attempts={} files={} bytes={} remarks={:?}",
         snapshot.window_us,

@@ -68,6 +68,18 @@ pub struct Context<'a> {
     pub random_name: &'a dyn Fn() -> String,
 }
 
+impl Context<'_> {
+    /// An error if the work is to stop.
+    pub(crate) fn check_cancelled(&self) -> Result<(), CaptureError> {
+        check(self.cancel)
+    }
+}
+
+/// An error if the work is to stop. Asked between reads of a few MiB at most.
+pub(crate) fn check(cancel: &CancellationToken) -> Result<(), CaptureError> {
+    if cancel.is_cancelled() { Err(CaptureError::Cancelled) } else { Ok(()) }
+}
+
 /// What happens during a capture.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Event {

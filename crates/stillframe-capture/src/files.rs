@@ -204,9 +204,7 @@ impl Walk {
             .map_err(CaptureError::io("open", &self.root))?;
         let mut levels = vec![self.level(root, Vec::new())?];
         while let Some(level) = levels.last_mut() {
-            if context.cancel.is_cancelled() {
-                return Err(CaptureError::Cancelled);
-            }
+            context.check_cancelled()?;
             let Some(name) = level.names.next() else {
                 levels.pop();
                 continue;

@@ -5,6 +5,8 @@ use std::os::unix::net::UnixListener;
 
 use proptest::prelude::*;
 
+use tokio_util::sync::CancellationToken;
+
 use super::*;
 use crate::snapshot::SNAPSHOT_FILE;
 use crate::test_support::{NOBODY, Surroundings, again_as, child_argument, inventory, is_root};
@@ -242,7 +244,7 @@ fn a_read_only_directory_of_ones_own_is_kept_too() {
 }
 
 fn check(image: &Path) -> Result<ValidationReport, CaptureError> {
-    validate_image(&Snapshot::read(image).unwrap().unwrap(), image)
+    validate_image(&Snapshot::read(image).unwrap().unwrap(), image, &CancellationToken::new())
 }
 
 #[test]

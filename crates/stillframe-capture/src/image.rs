@@ -12,7 +12,9 @@ use jiff::Timestamp;
 use stillframe_storage::{
     Attributes, PublishError, RelativePath, StagingDir, failpoint, is_vacant, sync_filesystem,
 };
+use tokio_util::sync::CancellationToken;
 
+use crate::capture::check;
 use crate::pin::{FileMeta, Located, Pins};
 use crate::snapshot::{FileKind, SNAPSHOT_FILE, Snapshot, SnapshotFile};
 use crate::staging::{Staging, refuse_within};
@@ -79,7 +81,7 @@ impl ImageBuilder {
         like: &FileMeta,
     ) -> Result<bool, CaptureError> {
         let place = self.make_place(path)?;
-        let copied = copy_to_new(from, size, from_path, &place)?;
+        let copied = copy_to_new(from, size, from_path, &place, &self.staging.cancel)?;
         if copied < size {
             std::fs::remove_file(&place).map_err(CaptureError::io("remove", &place))?;
             self.made.remove(path);
@@ -224,9 +226,7 @@ fn complete(
     std::fs::create_dir_all(base).map_err(CaptureError::io("create", base))?;
     let mut unsynced = Vec::new();
     for entry in &snapshot.files {
-        if context.cancel.is_cancelled() {
-            return Err(CaptureError::Cancelled);
-        }
+        context.check_cancelled()?;
         let place = entry.path.below(base);
         if let Some(parent) = place.parent() {
             std::fs::create_dir_all(parent).map_err(CaptureError::io("create", parent))?;
@@ -242,22 +242,20 @@ fn complete(
                 let _ = given.map_err(CaptureError::io("set owner and time of", &place))?;
             }
             FileKind::File => {
-                if bring(entry, files, &place)? == Durable::NotYet {
+                if bring(entry, files, &place, context)? == Durable::NotYet {
                     unsynced.push(place);
                 }
             }
         }
     }
-    sync_files(&unsynced, base, context)
+    sync_files(&unsynced, base, context.cancel)
 }
 
-fn sync_files(places: &[PathBuf], base: &Path, context: &Context<'_>) -> Result<(), CaptureError> {
+fn sync_files(places: &[PathBuf], base: &Path, cancel: &CancellationToken) -> Result<(), CaptureError> {
     let next = AtomicUsize::new(0);
     let sync = || {
         while let Some(place) = places.get(next.fetch_add(1, Ordering::Relaxed)) {
-            if context.cancel.is_cancelled() {
-                return Err(CaptureError::Cancelled);
-            }
+            check(cancel)?;
             let synced = match File::open(place) {
                 // Its mode keeps us out of our own copy.
                 Err(error) if error.kind() == io::ErrorKind::PermissionDenied => sync_filesystem(base),
@@ -329,6 +327,7 @@ fn bring(
     entry: &SnapshotFile,
     files: &BTreeMap<RelativePath, Located>,
     place: &Path,
+    context: &Context<'_>,
 ) -> Result<Durable, CaptureError> {
     let located = files
         .get(&entry.path)
@@ -347,7 +346,7 @@ fn bring(
         return Ok(if ours { Durable::NotYet } else { Durable::Already });
     }
     let from = located.open().map_err(CaptureError::io("open", entry.path.as_path()))?;
-    copy_file(&from, entry.size, entry.path.as_path(), place)?;
+    copy_file(&from, entry.size, entry.path.as_path(), place, context.cancel)?;
     let file = OpenOptions::new().write(true).open(place).map_err(CaptureError::io("open", place))?;
     apply(&file, place, &entry.attributes())?;
     Ok(Durable::NotYet)
@@ -372,8 +371,14 @@ pub fn refuse_occupied(target: &Path) -> Result<(), CaptureError> {
 }
 
 /// Copies exactly `size` bytes into a new file; a shorter source is an error, because its length was known.
-pub(crate) fn copy_file(from: &File, size: u64, from_path: &Path, to: &Path) -> Result<(), CaptureError> {
-    let copied = copy_to_new(from, size, from_path, to)?;
+pub(crate) fn copy_file(
+    from: &File,
+    size: u64,
+    from_path: &Path,
+    to: &Path,
+    cancel: &CancellationToken,
+) -> Result<(), CaptureError> {
+    let copied = copy_to_new(from, size, from_path, to, cancel)?;
     if copied == size {
         return Ok(());
     }
@@ -384,8 +389,14 @@ pub(crate) fn copy_file(from: &File, size: u64, from_path: &Path, to: &Path) -> 
 }
 
 /// Copies at most `size` bytes from the beginning into a new file and says how many there were.
-fn copy_to_new(from: &File, size: u64, from_path: &Path, to: &Path) -> Result<u64, CaptureError> {
-    FileCopy { from, from_path, target: &create_new(to)?, to }.prefix(size, &mut |_| Ok(()))
+fn copy_to_new(
+    from: &File,
+    size: u64,
+    from_path: &Path,
+    to: &Path,
+    cancel: &CancellationToken,
+) -> Result<u64, CaptureError> {
+    FileCopy { from, from_path, target: &create_new(to)?, to }.prefix(size, &mut |_| check(cancel))
 }
 
 /// Bytes of one file into another.
@@ -464,4 +475,22 @@ pub(crate) fn set_attributes(file: &File, path: &Path, like: &FileMeta) -> Resul
 fn apply(file: &File, path: &Path, attributes: &Attributes) -> Result<(), CaptureError> {
     // An image in the hands of somebody who may not give files away is theirs.
     attributes.apply(file).map(|_| ()).map_err(CaptureError::io("set mode, owner and time of", path))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_copy_ends_when_it_is_cancelled() {
+        let dir = tempfile::tempdir().unwrap();
+        let (from, to) = (dir.path().join("from"), dir.path().join("to"));
+        std::fs::write(&from, vec![7; 1 << 20]).unwrap();
+        let (file, cancel) = (File::open(&from).unwrap(), CancellationToken::new());
+        copy_file(&file, 1 << 20, &from, &to, &cancel).unwrap();
+        assert_eq!(std::fs::read(&to).unwrap(), std::fs::read(&from).unwrap());
+        cancel.cancel();
+        let outcome = copy_file(&file, 1 << 20, &from, &dir.path().join("second"), &cancel);
+        assert!(matches!(outcome, Err(CaptureError::Cancelled)), "{outcome:?}");
+    }
 }

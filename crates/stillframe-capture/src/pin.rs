@@ -228,7 +228,7 @@ fn make_pin(
         Err(Errno::XDEV | Errno::MLINK | Errno::OPNOTSUPP) => {
             let Some(file) = dir.open_file(name)? else { return Ok(None) };
             let meta = FileMeta::of(&file).map_err(CaptureError::io("read", &source))?;
-            crate::image::copy_file(&file, meta.size, &source, &link)?;
+            crate::image::copy_file(&file, meta.size, &source, &link, &staging.cancel)?;
             Ok(Some(Pin { meta, located: Located::Path(link) }))
         }
         Err(error) => Err(CaptureError::from_io("link", &link, error.into())),

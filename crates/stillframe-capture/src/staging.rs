@@ -5,6 +5,7 @@ use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
 use stillframe_storage::{RelativePath, StagingDir, lies_within, sweep_leftovers};
+use tokio_util::sync::CancellationToken;
 
 use crate::{CaptureError, CaptureOptions, Context, Event};
 
@@ -19,6 +20,8 @@ pub(crate) struct Staging {
     /// Chosen by the user: then nothing is made elsewhere, and what cannot be linked is copied.
     fixed: bool,
     names: Vec<String>,
+    /// Asked while files are copied into it.
+    pub(crate) cancel: CancellationToken,
 }
 
 impl std::fmt::Debug for Staging {
@@ -39,7 +42,8 @@ impl Staging {
         let parent = options.staging.clone().unwrap_or(beside);
         // Names for the few file systems that one source may span, drawn now so that later steps need no generator.
         let names = (0..4).map(|_| (context.random_name)()).collect();
-        let mut staging = Self { dirs: Vec::new(), fixed: options.staging.is_some(), names };
+        let cancel = context.cancel.clone();
+        let mut staging = Self { dirs: Vec::new(), fixed: options.staging.is_some(), names, cancel };
         (context.events)(Event::Staging(parent.clone()));
         staging.add(&parent)?;
         make_private_dir(&staging.image_dir())?;

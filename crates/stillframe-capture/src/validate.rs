@@ -2,6 +2,8 @@
 
 use std::path::Path;
 
+use tokio_util::sync::CancellationToken;
+
 use crate::snapshot::{FileKind, Snapshot};
 use crate::{CaptureError, Engine, files, fjall, link_target, rocksdb, sqlite};
 
@@ -17,12 +19,16 @@ pub struct ValidationReport {
 }
 
 /// Checks that everything the engine would need is there and fits: an error names the file and what is wrong with it. For
-/// SQLite `path` is the directory that holds the database file, or the file itself.
-pub fn validate(engine: Engine, path: &Path) -> Result<ValidationReport, CaptureError> {
+/// SQLite `path` is the directory that holds the database file, or the file itself. `cancel` ends it early.
+pub fn validate(
+    engine: Engine,
+    path: &Path,
+    cancel: &CancellationToken,
+) -> Result<ValidationReport, CaptureError> {
     match engine {
-        Engine::RocksDb => rocksdb::validate(path),
-        Engine::Fjall => fjall::validate(path),
-        Engine::Sqlite => sqlite::validate(path),
+        Engine::RocksDb => rocksdb::validate(path, cancel),
+        Engine::Fjall => fjall::validate(path, cancel),
+        Engine::Sqlite => sqlite::validate(path, cancel),
         Engine::Files => files::validate(path),
     }
 }
@@ -30,7 +36,11 @@ pub fn validate(engine: Engine, path: &Path) -> Result<ValidationReport, Capture
 /// Checks a kept image by its description: everything that was captured is there, of its kind and size, and as [`validate`] wants it.
 ///
 /// Once its engine has opened it, a database is no longer the image that was taken: logs go, tables come. [`validate`] checks it as it is.
-pub fn validate_image(snapshot: &Snapshot, dir: &Path) -> Result<ValidationReport, CaptureError> {
+pub fn validate_image(
+    snapshot: &Snapshot,
+    dir: &Path,
+    cancel: &CancellationToken,
+) -> Result<ValidationReport, CaptureError> {
     let mut report = ValidationReport::default();
     for entry in &snapshot.files {
         let path = entry.path.below(dir);
@@ -60,5 +70,5 @@ pub fn validate_image(snapshot: &Snapshot, dir: &Path) -> Result<ValidationRepor
         return Err(CaptureError::Corrupt { path, what });
     }
     // Of plain files there is no more to be asked.
-    if snapshot.engine == Engine::Files { Ok(report) } else { validate(snapshot.engine, dir) }
+    if snapshot.engine == Engine::Files { Ok(report) } else { validate(snapshot.engine, dir, cancel) }
 }

@@ -38,9 +38,7 @@ pub(crate) fn until_still<T>(
     let began = context.clock.monotonic();
     let mut attempts = 0;
     loop {
-        if context.cancel.is_cancelled() {
-            return Err(CaptureError::Cancelled);
-        }
+        context.check_cancelled()?;
         attempts += 1;
         let instant = context.clock.now();
         let from = context.clock.monotonic();

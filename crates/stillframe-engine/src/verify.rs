@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use stillframe_capture::{Engine, validate};
+use stillframe_capture::{CaptureError, Engine, validate};
 use stillframe_jobs::{Job, Phase, Progress};
 use stillframe_repo::{
     BackupId, Finding, Manifest, Repository, SourceForm, VerifyLevel, VerifyOptions as RepoOptions,
@@ -172,9 +172,11 @@ async fn open_each(
                 continue;
             }
         };
-        let checked = tokio::task::spawn_blocking(move || validate(engine, &target)).await;
+        let cancel = job.token().clone();
+        let checked = tokio::task::spawn_blocking(move || validate(engine, &target, &cancel)).await;
         match checked.map_err(|_| EngineError::Bug("the validation panicked".into()))? {
             Ok(report) => report.remarks.into_iter().for_each(|remark| surroundings.warn(remark)),
+            Err(CaptureError::Cancelled) => return Err(EngineError::Cancelled),
             Err(error) => unsound.push(format!("{}: {error}", source.name)),
         }
     }

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import db_bench
 from capturing import demand_weakening, kept_image, through_repository
+from program import DAMAGED
 from report import Failed
 
 
@@ -97,6 +98,26 @@ def sharp(trial):
             pass
         else:
             raise Failed("accepted")
+    with trial.report.check("a log that is damaged before its end: the backup tells, nothing calls it sound"):
+        program, database, image, repo = trial.program(), root / "damaged-log", root / "image", root / "repo"
+        shutil.copytree(bench.dir, database)
+        log = max(database.glob("*.log"), key=os.path.getsize)
+        if os.path.getsize(log) < 200_000:
+            raise Failed(f"{log.name} holds only {os.path.getsize(log)} bytes: nothing to damage")
+        demand_weakening(program.image(f"rocksdb:{database}", image), "")
+        program.run("image", "validate", image)
+        shutil.rmtree(image)
+        damage(log)
+        demand_weakening(program.image(f"rocksdb:{database}", image), log.name)
+        program.run("image", "validate", image, expect=DAMAGED)
+        program.init(repo)
+        said = program.run("backup", f"rocksdb:{database}", "-r", repo)
+        if f"damaged log {database / log.name}" not in said.err:
+            raise Failed(f"nothing was said of {log.name}: {said.err}")
+        program.run("verify", "latest", "-r", repo, "--level", "decrypt")
+        said = program.run("verify", "latest", "-r", repo, "--level", "open", expect=DAMAGED)
+        if log.name not in said.err:
+            raise Failed(f"the log is not named: {said.err}")
     trial.workplace.remove(root)
 
 

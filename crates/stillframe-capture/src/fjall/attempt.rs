@@ -51,6 +51,7 @@ impl Attempts {
         sabotage: Sabotage,
     ) -> Result<Self, CaptureError> {
         let keyspaces = SourceDir::open(&root.path().join("keyspaces"))?;
+        let cancel = builder.staging.cancel.clone();
         let scratch = builder.staging.scratch_dir("journals")?;
         Ok(Self {
             root,
@@ -58,7 +59,7 @@ impl Attempts {
             builder,
             trees: BTreeMap::new(),
             pinned: BTreeMap::new(),
-            journals: Journals::new(scratch),
+            journals: Journals::new(scratch, cancel),
             doubt: None,
             without_journal: 0,
             sabotage,
@@ -77,9 +78,7 @@ impl Attempts {
         let before = Pointers::read(&self.keyspaces)?;
         self.trees.retain(|id, _| before.by_keyspace.contains_key(id));
         for (&id, pointer) in &before.by_keyspace {
-            if context.cancel.is_cancelled() {
-                return Err(CaptureError::Cancelled);
-            }
+            context.check_cancelled()?;
             let known = self.trees.get(&id).is_some_and(|tree| tree.pointer.current == pointer.current);
             if known {
                 continue;

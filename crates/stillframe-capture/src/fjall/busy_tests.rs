@@ -8,6 +8,8 @@ use std::time::Duration;
 
 use fjall::{Database, Keyspace, KeyspaceCreateOptions, KvSeparationOptions};
 
+use tokio_util::sync::CancellationToken;
+
 use super::sabotage::Sabotage;
 use super::test_sample::{capture_sabotaged, keep, value};
 use super::validate;
@@ -141,7 +143,7 @@ impl Busy {
         let image = capture_sabotaged(&self.path, sabotage).map_err(|error| error.to_string())?;
         let most = self.begun.load(Ordering::SeqCst);
         let snapshot = keep(image, target);
-        validate(target).map_err(|error| error.to_string())?;
+        validate(target, &CancellationToken::new()).map_err(|error| error.to_string())?;
         let outcome = check_rows(target, self.value_len, least, most);
         std::fs::remove_dir_all(target).unwrap();
         outcome.map(|()| snapshot)
@@ -304,7 +306,7 @@ fn mistaken(dir: &Path, path: &Path, sabotage: Sabotage, meanwhile: impl FnOnce(
     std::fs::write(path.with_extension("go"), "").unwrap();
     let target = dir.join("image");
     keep(capturing.join().unwrap(), &target);
-    validate(&target).unwrap();
+    validate(&target, &CancellationToken::new()).unwrap();
     Database::builder(&target).open().unwrap()
 }
 
@@ -422,7 +424,7 @@ fn images_are_exact_while_the_program_is_closed_and_opened_again_and_again() {
         let image = capture_sabotaged(&path, Sabotage::None).unwrap();
         let most = acknowledged.load(Ordering::SeqCst) + 1;
         keep(image, &target);
-        validate(&target).unwrap_or_else(|error| panic!("round {round}: {error}"));
+        validate(&target, &CancellationToken::new()).unwrap_or_else(|error| panic!("round {round}: {error}"));
         check_rows(&target, 80, least, most).unwrap_or_else(|wrong| panic!("round {round}: {wrong}"));
         std::fs::remove_dir_all(&target).unwrap();
     }
@@ -467,7 +469,7 @@ fn a_killed_program_s_database_is_captured_with_all_that_it_acknowledged() {
             released.iter().all(|(path, _)| path.components().any(|part| part.as_os_str() == "tables")),
             "{released:?}"
         );
-        validate(&target).unwrap();
+        validate(&target, &CancellationToken::new()).unwrap();
         check_rows(&target, 300, acknowledged, acknowledged + 1).unwrap();
         std::fs::remove_dir_all(&target).unwrap();
         assert_eq!(inventory(&path), before, "the source is as the dead program left it");

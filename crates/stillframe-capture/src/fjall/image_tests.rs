@@ -8,8 +8,10 @@ use std::time::Duration;
 
 use fjall::{Database, KeyspaceCreateOptions};
 use stillframe_storage::{Clock, SystemClock};
+use tokio_util::sync::CancellationToken;
 
 use super::attempt::Attempts;
+use super::journals::Journals;
 use super::sabotage::Sabotage;
 use super::test_sample::{assert_sample, capture, keep, sample, source};
 use super::{capture_with, recognise, validate};
@@ -44,7 +46,7 @@ fn nothing_of_a_closed_a_live_or_a_crashed_source_changes() {
     keep(capture(&crashed).unwrap(), &target);
     for image in ["of-live", "of-crashed"] {
         let image = dir.path().join(image);
-        let report = validate(&image).unwrap();
+        let report = validate(&image, &CancellationToken::new()).unwrap();
         assert!(report.files > 8 && report.bytes > 600_000, "{report:?}");
         assert!(report.remarks.is_empty(), "{report:?}");
         assert_sample(&image);
@@ -135,7 +137,7 @@ fn versions_that_snapshots_keep_alive_are_not_in_the_image() {
     assert!(old(&target) < old(&path), "{} tables live, {} in the folder", old(&target), old(&path));
     let versions = snapshot.files.iter().filter(|file| file.path.file_name().starts_with(b"v")).count();
     assert_eq!(versions, 3 + 1, "a version file a keyspace, and the marker");
-    validate(&target).unwrap();
+    validate(&target, &CancellationToken::new()).unwrap();
     drop((held, plain, db));
     assert_eq!(Database::builder(&target).open().unwrap().keyspace_count(), 2);
 }
@@ -152,7 +154,7 @@ fn image_of_sample(dir: &Path) -> PathBuf {
 }
 
 fn corrupt_what(path: &Path) -> String {
-    match validate(path) {
+    match validate(path, &CancellationToken::new()) {
         Err(CaptureError::Corrupt { what, .. }) => what,
         other => panic!("{other:?}"),
     }
@@ -197,7 +199,7 @@ fn validation_finds_what_the_engine_opens_without_a_word() {
     };
     assert!(damage(&|path| flip(&version(path))).contains("checksum"));
     assert!(damage(&|path| std::fs::remove_file(version(path)).unwrap()).contains("does not exist"));
-    validate(&image).unwrap();
+    validate(&image, &CancellationToken::new()).unwrap();
 }
 
 #[test]
@@ -206,7 +208,7 @@ fn a_sealed_journal_with_a_hole_is_refused_and_a_torn_newest_one_is_not() {
     let image = image_of_sample(dir.path());
     let journal = std::fs::read(image.join("0.jnl")).unwrap();
     std::fs::write(image.join("0.jnl"), &journal[..journal.len() - 3]).unwrap();
-    let report = validate(&image).unwrap();
+    let report = validate(&image, &CancellationToken::new()).unwrap();
     assert!(report.remarks[0].contains("being written"), "{report:?}");
     // The same as a sealed one: replay would go on with the next journal.
     std::fs::write(image.join("1.jnl"), "").unwrap();
@@ -214,7 +216,7 @@ fn a_sealed_journal_with_a_hole_is_refused_and_a_torn_newest_one_is_not() {
     let error = capture(&image).unwrap_err();
     assert!(matches!(error, CaptureError::Corrupt { .. }), "{error}");
     std::fs::write(image.join("0.jnl"), journal).unwrap();
-    validate(&image).unwrap();
+    validate(&image, &CancellationToken::new()).unwrap();
     assert_sample(&image);
 }
 
@@ -315,7 +317,7 @@ fn staging_on_another_file_system_gives_the_same_image() {
     assert_eq!(inventory(&path), before, "not even links");
     let target = elsewhere.path().join("image");
     keep(image, &target);
-    validate(&target).unwrap();
+    validate(&target, &CancellationToken::new()).unwrap();
     assert_sample(&target);
     drop(db);
     assert_eq!(std::fs::read_dir(elsewhere.path()).unwrap().count(), 1, "only the image is left");
@@ -329,7 +331,7 @@ fn another_user_captures_what_it_may_read_and_is_told_what_it_may_not() {
         assert_eq!(inventory(&path.join("db")), before);
         let target = path.join("mine/image");
         keep(image, &target);
-        validate(&target).unwrap();
+        validate(&target, &CancellationToken::new()).unwrap();
         assert_sample(&target);
         match capture(&path.join("secret")) {
             Err(CaptureError::Permission { path, .. }) => {
@@ -401,4 +403,19 @@ fn a_source_that_never_stands_still_is_given_up_with_what_moved() {
     let seen = around.events.lock().unwrap().iter().any(|event| matches!(event, crate::Event::Moved { .. }));
     assert!(seen, "the pointer was seen to move");
     assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 1, "nothing of ours is left");
+}
+
+#[test]
+fn validation_and_the_copy_of_a_journal_end_when_they_are_cancelled() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("db");
+    drop(sample(&path));
+    let cancelled = CancellationToken::new();
+    cancelled.cancel();
+    assert!(matches!(validate(&path, &cancelled), Err(CaptureError::Cancelled)));
+    let scratch = dir.path().join("scratch");
+    std::fs::create_dir(&scratch).unwrap();
+    let mut journals = Journals::new(scratch, cancelled);
+    let copied = journals.prepare(&SourceDir::open(&path).unwrap());
+    assert!(matches!(copied, Err(CaptureError::Cancelled)), "{copied:?}");
 }

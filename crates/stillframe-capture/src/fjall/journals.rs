@@ -12,7 +12,10 @@ use std::io::{self, Read};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
+use tokio_util::sync::CancellationToken;
+
 use crate::CaptureError;
+use crate::capture::check;
 use crate::image::create_new;
 use crate::pin::{FileMeta, SourceDir};
 
@@ -26,6 +29,8 @@ pub(super) struct Journals {
     scratch: PathBuf,
     /// By number.
     known: BTreeMap<u64, Journal>,
+    /// Asked while journals are copied and checked.
+    cancel: CancellationToken,
 }
 
 /// One journal of the source, held open.
@@ -75,8 +80,8 @@ pub(super) enum Behind {
 }
 
 impl Journals {
-    pub(super) fn new(scratch: PathBuf) -> Self {
-        Self { scratch, known: BTreeMap::new() }
+    pub(super) fn new(scratch: PathBuf, cancel: CancellationToken) -> Self {
+        Self { scratch, known: BTreeMap::new(), cancel }
     }
 
     /// Copies and checks what there is of the newest journal, so that the window finds little left to read.
@@ -87,9 +92,9 @@ impl Journals {
         }
         let journal = self.known.get_mut(&number).expect("open() put it there");
         let end = log_end(&journal.file, 0).map_err(CaptureError::io("read", &journal.path))?;
-        journal.copy_to(end, &self.scratch, number)?;
+        journal.copy_to(end, &self.scratch, number, &self.cancel)?;
         // Damage is for the window to judge: what looks like it may be a batch that is being written.
-        let _ = journal.advance(end)?;
+        let _ = journal.advance(end, &self.cancel)?;
         Ok(())
     }
 
@@ -112,7 +117,7 @@ impl Journals {
                 end = log_end(&journal.file, journal.sound.end)
                     .map_err(CaptureError::io("read", &journal.path))?;
                 if sabotage == Sabotage::None || sabotage == Sabotage::NoSecondLook {
-                    journal.copy_to(end, &self.scratch, number)?;
+                    journal.copy_to(end, &self.scratch, number, &self.cancel)?;
                 }
             }
         }
@@ -133,14 +138,14 @@ impl Journals {
             _ => log_end(&journal.file, 0).map_err(failed)?,
         };
         journal.sound = Sound::default();
-        journal.copy_to(listed.end, &self.scratch, *number)
+        journal.copy_to(listed.end, &self.scratch, *number, &self.cancel)
     }
 
     /// Checks what was copied of the newest journal of an attempt.
     pub(super) fn judge(&mut self, listed: &Listed) -> Result<Behind, CaptureError> {
         let number = listed.numbers.last().expect("an attempt has found at least one journal");
         let journal = self.known.get_mut(number).expect("look() put it there");
-        journal.advance(listed.end)
+        journal.advance(listed.end, &self.cancel)
     }
 
     /// The journals of the accepted attempt, oldest first, and all others let go.
@@ -181,7 +186,13 @@ impl Journals {
 
 impl Journal {
     /// Brings the copy to exactly `end` bytes: what is known to be whole stays, the rest is read now.
-    fn copy_to(&mut self, end: u64, scratch: &Path, number: u64) -> Result<(), CaptureError> {
+    fn copy_to(
+        &mut self,
+        end: u64,
+        scratch: &Path,
+        number: u64,
+        cancel: &CancellationToken,
+    ) -> Result<(), CaptureError> {
         if self.copy.is_none() {
             let path = scratch.join(format!("{number}.jnl"));
             let file = create_new(&path)?;
@@ -192,6 +203,7 @@ impl Journal {
         let mut buffer = vec![0; 1 << 20];
         let mut at = self.sound.end;
         while at < end {
+            check(cancel)?;
             let wanted =
                 usize::try_from((end - at).min(buffer.len() as u64)).expect("at most the buffer's length");
             let part = buffer.get_mut(..wanted).expect("at most the buffer's length");
@@ -210,24 +222,27 @@ impl Journal {
     }
 
     /// Reads on from the last whole batch to `end`, in the copy.
-    fn advance(&mut self, end: u64) -> Result<Behind, CaptureError> {
+    fn advance(&mut self, end: u64, cancel: &CancellationToken) -> Result<Behind, CaptureError> {
         let Some(copy) = &self.copy else { return Ok(Behind::Fine) };
-        match judge(&copy.file, &mut self.sound, end) {
-            Ok(None) => Ok(Behind::Fine),
-            Ok(Some(doubt)) => Ok(Behind::Doubtful(doubt)),
-            Err(error) => Err(CaptureError::from_io("read", &copy.path, error)),
-        }
+        let doubt = judge(&copy.file, &copy.path, &mut self.sound, end, cancel)?;
+        Ok(doubt.map_or(Behind::Fine, Behind::Doubtful))
     }
 }
 
 /// Checks the bytes of a newest journal from `sound.end` to `end`. What speaks against them is returned as text; a torn
 /// batch at the very end does not.
-pub(super) fn judge(file: &File, sound: &mut Sound, end: u64) -> io::Result<Option<String>> {
+pub(super) fn judge(
+    file: &File,
+    path: &Path,
+    sound: &mut Sound,
+    end: u64,
+    cancel: &CancellationToken,
+) -> Result<Option<String>, CaptureError> {
     let begin = sound.end;
-    let tail = scan(ReadAt::new(file, begin, end), sound);
+    let tail = scan(ReadAt { file, at: begin, end, cancel }, sound);
     let found = match tail {
         Ok(Tail::Clean) => return Ok(None),
-        Ok(Tail::Torn) => whole_batch_behind(sound, end, |at| Ok(ReadAt::new(file, at, end))),
+        Ok(Tail::Torn) => whole_batch_behind(sound, end, |at| Ok(ReadAt { file, at, end, cancel })),
         Err(error) => Err(error),
     };
     match found {
@@ -237,24 +252,33 @@ pub(super) fn judge(file: &File, sound: &mut Sound, end: u64) -> io::Result<Opti
             sound.end
         ))),
         Err(ScanError::Damaged(fault)) => Ok(Some(fault.0)),
-        Err(ScanError::Io(error)) => Err(error),
+        Err(ScanError::Io(error)) => Err(unread(path, error, cancel)),
     }
 }
 
 /// Checks a sealed journal as a whole: nothing but whole batches and zeros. Returns where its batches end.
-pub(super) fn judge_sealed(file: &File) -> io::Result<Result<Sound, String>> {
-    let length = file.metadata()?.len();
-    let end = log_end(file, 0)?;
+pub(super) fn judge_sealed(
+    file: &File,
+    path: &Path,
+    cancel: &CancellationToken,
+) -> Result<Result<Sound, String>, CaptureError> {
+    let length = file.metadata().map_err(CaptureError::io("read", path))?.len();
+    let end = log_end(file, 0).map_err(CaptureError::io("read", path))?;
     let mut sound = Sound::default();
-    Ok(match scan(ReadAt::new(file, 0, end.min(length)), &mut sound) {
+    Ok(match scan(ReadAt { file, at: 0, end: end.min(length), cancel }, &mut sound) {
         Ok(Tail::Clean) if sound.end == end => Ok(sound),
         Ok(_) => Err(format!(
             "it is sealed and cannot be read from offset {} to its end at {end}: replay would leave a hole there",
             sound.end
         )),
         Err(ScanError::Damaged(fault)) => Err(fault.0),
-        Err(ScanError::Io(error)) => return Err(error),
+        Err(ScanError::Io(error)) => return Err(unread(path, error, cancel)),
     })
+}
+
+/// Why the file at `path` could not be read to its end.
+fn unread(path: &Path, error: io::Error, cancel: &CancellationToken) -> CaptureError {
+    check(cancel).err().unwrap_or_else(|| CaptureError::from_io("read", path, error))
 }
 
 /// Reads a range of a file at explicit offsets, so that several readers may share the handle.
@@ -262,16 +286,13 @@ struct ReadAt<'a> {
     file: &'a File,
     at: u64,
     end: u64,
-}
-
-impl<'a> ReadAt<'a> {
-    fn new(file: &'a File, at: u64, end: u64) -> Self {
-        Self { file, at, end }
-    }
+    /// Makes a read fail; [`unread`] knows why it did.
+    cancel: &'a CancellationToken,
 }
 
 impl Read for ReadAt<'_> {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        check(self.cancel).map_err(io::Error::other)?;
         let left = usize::try_from(self.end.saturating_sub(self.at)).unwrap_or(usize::MAX);
         let wanted = left.min(buffer.len());
         let part = buffer.get_mut(..wanted).expect("at most the buffer's length");

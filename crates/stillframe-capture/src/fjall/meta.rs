@@ -12,9 +12,11 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 
 use lsm_tree::{AbstractTree, Config, Guard, SeqNo, SequenceNumberCounter};
+use tokio_util::sync::CancellationToken;
 use xxhash_rust::xxh3::Xxh3;
 
 use crate::CaptureError;
+use crate::capture::check;
 use crate::image::create_new;
 
 use super::version_file::{Current, Fault, TableEntry};
@@ -48,10 +50,16 @@ impl MetaCopy {
     }
 
     /// Copies one table from `file` and checks it on the way. `path` is for messages.
-    pub(super) fn add_table(&self, table: &TableEntry, file: &File, path: &Path) -> Result<(), CaptureError> {
+    pub(super) fn add_table(
+        &self,
+        table: &TableEntry,
+        file: &File,
+        path: &Path,
+        cancel: &CancellationToken,
+    ) -> Result<(), CaptureError> {
         let place = self.dir.join("tables").join(table.id.to_string());
         let copy = create_new(&place)?;
-        let checksum = copy_hashed(file, Some(&copy)).map_err(CaptureError::io("read", path))?;
+        let checksum = copy_hashed(file, path, Some(&copy), cancel)?;
         if checksum == table.checksum { Ok(()) } else { Err(wrong_checksum(path, checksum, table.checksum)) }
     }
 
@@ -99,21 +107,27 @@ fn split_key(key: &[u8]) -> Option<(u64, &[u8])> {
 }
 
 /// XXH3-128 of a whole file, copied on the way if a copy is wanted.
-pub(super) fn copy_hashed(file: &File, copy: Option<&File>) -> io::Result<u128> {
+pub(super) fn copy_hashed(
+    file: &File,
+    path: &Path,
+    copy: Option<&File>,
+    cancel: &CancellationToken,
+) -> Result<u128, CaptureError> {
     let mut hash = Xxh3::new();
     let mut buffer = vec![0; 1 << 20];
     let mut at = 0;
     loop {
+        check(cancel)?;
         let got = match file.read_at(&mut buffer, at) {
             Ok(0) => return Ok(hash.digest128()),
             Ok(got) => got,
             Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
-            Err(error) => return Err(error),
+            Err(error) => return Err(CaptureError::from_io("read", path, error)),
         };
         let part = buffer.get(..got).expect("read_at returns at most what was asked for");
         hash.update(part);
         if let Some(copy) = copy {
-            copy.write_all_at(part, at)?;
+            copy.write_all_at(part, at).map_err(CaptureError::io("copy", path))?;
         }
         at += got as u64;
     }

@@ -31,9 +31,7 @@ pub(super) fn seal(
 
     let mut files = vec![entry(&relative("keyspaces"), FileKind::Directory, Role::Other, 0, &keyspaces_meta)];
     for tree in trees.values() {
-        if context.cancel.is_cancelled() {
-            return Err(CaptureError::Cancelled);
-        }
+        context.check_cancelled()?;
         add_tree(&mut builder, tree, &mut files)?;
     }
     let live: std::collections::BTreeSet<&RelativePath> = files.iter().map(|file| &file.path).collect();
@@ -44,9 +42,7 @@ pub(super) fn seal(
     let mut journals = journals.into_listed(&listed);
     let newest = journals.pop();
     for (_, journal) in journals {
-        if context.cancel.is_cancelled() {
-            return Err(CaptureError::Cancelled);
-        }
+        context.check_cancelled()?;
         files.push(add_sealed(&mut builder, journal)?);
     }
     if let Some((_, journal)) = newest {
@@ -132,7 +128,7 @@ fn add_tree(
 fn add_sealed(builder: &mut ImageBuilder, journal: Journal) -> Result<SnapshotFile, CaptureError> {
     let Journal { name, path, file, meta, copy, .. } = journal;
     drop(copy);
-    let judged = judge_sealed(&file).map_err(CaptureError::io("read", &path))?;
+    let judged = judge_sealed(&file, &path, &builder.staging.cancel)?;
     let sound = judged.map_err(|what| CaptureError::Corrupt { path: path.clone(), what })?;
     let place = relative(&name.to_string_lossy());
     if !builder.copy(&place, &file, &path, sound.end, &meta)? {
@@ -199,7 +195,7 @@ fn read_meta(
         let path = name.below(root);
         let pin = builder.pins.get(&name).expect("an accepted attempt has pinned the meta keyspace's tables");
         let file = pin.located.open().map_err(CaptureError::io("open", &path))?;
-        copy.add_table(table, &file, &path)?;
+        copy.add_table(table, &file, &path, &builder.staging.cancel)?;
     }
     let keyspaces = copy.read(&folder)?;
     // What stays behind is removed with the staging directory.

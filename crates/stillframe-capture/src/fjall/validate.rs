@@ -4,6 +4,7 @@ use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use stillframe_storage::{StagingDir, sweep_leftovers};
+use tokio_util::sync::CancellationToken;
 
 use crate::pin::SourceDir;
 use crate::{CaptureError, ValidationReport};
@@ -17,7 +18,7 @@ use super::tree::{Moved, Tree};
 
 /// Checks everything that the engine does not: version files against their pointers, every table and blob file against
 /// its version file, every keyspace that the meta keyspace names, and every journal to its end.
-pub(crate) fn validate(dir: &Path) -> Result<ValidationReport, CaptureError> {
+pub(crate) fn validate(dir: &Path, cancel: &CancellationToken) -> Result<ValidationReport, CaptureError> {
     super::check_format(dir)?;
     let lock = dir.join("lock");
     if !lock.is_file() {
@@ -35,11 +36,11 @@ pub(crate) fn validate(dir: &Path) -> Result<ValidationReport, CaptureError> {
         let tree = load(&keyspaces, id, *pointer)?;
         report.files += 2;
         report.bytes += pointer.meta.size + tree.version_meta.size;
-        check_files(&root, &tree, &mut report)?;
+        check_files(&root, &tree, &mut report, cancel)?;
         trees.push(tree);
     }
-    check_names(dir, &trees, &mut report)?;
-    check_journals(&root, &mut report)?;
+    check_names(dir, &trees, &mut report, cancel)?;
+    check_journals(&root, &mut report, cancel)?;
     Ok(report)
 }
 
@@ -50,7 +51,12 @@ fn load(keyspaces: &SourceDir, id: u64, pointer: Pointer) -> Result<Tree, Captur
     })
 }
 
-fn check_files(root: &SourceDir, tree: &Tree, report: &mut ValidationReport) -> Result<(), CaptureError> {
+fn check_files(
+    root: &SourceDir,
+    tree: &Tree,
+    report: &mut ValidationReport,
+    cancel: &CancellationToken,
+) -> Result<(), CaptureError> {
     for named in tree.files() {
         let path = named.path.below(root.path());
         let Some(file) = root.open_file(named.path.as_path().as_os_str())? else {
@@ -59,7 +65,7 @@ fn check_files(root: &SourceDir, tree: &Tree, report: &mut ValidationReport) -> 
                 what: format!("version {} needs it and it is missing", tree.pointer.current.version),
             });
         };
-        let checksum = copy_hashed(&file, None).map_err(CaptureError::io("read", &path))?;
+        let checksum = copy_hashed(&file, &path, None, cancel)?;
         if checksum != named.checksum {
             return Err(wrong_checksum(&path, checksum, named.checksum));
         }
@@ -69,7 +75,12 @@ fn check_files(root: &SourceDir, tree: &Tree, report: &mut ValidationReport) -> 
     Ok(())
 }
 
-fn check_names(dir: &Path, trees: &[Tree], report: &mut ValidationReport) -> Result<(), CaptureError> {
+fn check_names(
+    dir: &Path,
+    trees: &[Tree],
+    report: &mut ValidationReport,
+    cancel: &CancellationToken,
+) -> Result<(), CaptureError> {
     let meta_folder = folder(dir, 0);
     let Some(meta) = trees.iter().find(|tree| tree.id == 0) else {
         return Err(CaptureError::Corrupt {
@@ -82,7 +93,7 @@ fn check_names(dir: &Path, trees: &[Tree], report: &mut ValidationReport) -> Res
     for table in &meta.version.tables {
         let path = meta_folder.join("tables").join(table.id.to_string());
         let file = std::fs::File::open(&path).map_err(CaptureError::io("open", &path))?;
-        copy.add_table(table, &file, &path)?;
+        copy.add_table(table, &file, &path, cancel)?;
     }
     let names = copy.read(&meta_folder)?;
     for (id, keyspace) in &names {
@@ -105,7 +116,11 @@ fn check_names(dir: &Path, trees: &[Tree], report: &mut ValidationReport) -> Res
     Ok(())
 }
 
-fn check_journals(root: &SourceDir, report: &mut ValidationReport) -> Result<(), CaptureError> {
+fn check_journals(
+    root: &SourceDir,
+    report: &mut ValidationReport,
+    cancel: &CancellationToken,
+) -> Result<(), CaptureError> {
     let mut journals = list(root)?;
     let Some((_, newest)) = journals.pop_last() else {
         return Err(CaptureError::Corrupt {
@@ -118,17 +133,16 @@ fn check_journals(root: &SourceDir, report: &mut ValidationReport) -> Result<(),
     for name in journals.values() {
         let path = root.path().join(name);
         let file = root.open_file(name)?.ok_or_else(|| gone(name))?;
-        let judged = judge_sealed(&file).map_err(CaptureError::io("read", &path))?;
+        let judged = judge_sealed(&file, &path, cancel)?;
         let sound = judged.map_err(|what| CaptureError::Corrupt { path, what })?;
         report.files += 1;
         report.bytes += sound.end;
     }
     let path = root.path().join(&newest);
     let file = root.open_file(&newest)?.ok_or_else(|| gone(&newest))?;
-    let failed = |error| CaptureError::from_io("read", &path, error);
-    let end = log_end(&file, 0).map_err(failed)?;
+    let end = log_end(&file, 0).map_err(CaptureError::io("read", &path))?;
     let mut sound = Sound::default();
-    if let Some(what) = judge(&file, &mut sound, end).map_err(failed)? {
+    if let Some(what) = judge(&file, &path, &mut sound, end, cancel)? {
         return Err(CaptureError::Corrupt { path, what });
     }
     if sound.end < end {

@@ -6,7 +6,7 @@ use std::os::unix::fs::MetadataExt;
 use stillframe_storage::{RelativePath, failpoint};
 
 use super::attempt::{Accepted, Capture, PinnedFile, SmallFile};
-use super::logs::{LINKS, LogBytes};
+use super::logs::{LINKS, LogBytes, LogPart};
 use super::options_file::with_wal_dir;
 use super::sabotage::Sabotage;
 use super::table_identity::TableIdentity;
@@ -25,6 +25,7 @@ const PROFILE: u32 = 1;
 pub(crate) struct Made {
     files: Vec<SnapshotFile>,
     pointers: Vec<Pointer>,
+    weakening: Vec<Weakening>,
 }
 
 impl Capture<'_> {
@@ -58,7 +59,13 @@ impl Capture<'_> {
             self.check_cancelled()?;
             let path = relative(log.name.as_bytes());
             let is_newest = Some(number) == newest && self.sabotage != Sabotage::RecycledLogsLate;
-            let end = match log.bytes(number, is_newest)? {
+            let dir = &self.directories.logs().dir;
+            let LogPart { bytes, broken } = log.part(number, is_newest, dir, self.context.cancel)?;
+            if let Some(broken) = broken {
+                let setting = format!("damaged log {}", log.path.display());
+                made.weakening.push(Weakening { setting, effect: broken.to_string() });
+            }
+            let end = match bytes {
                 LogBytes::Original { file, end } => {
                     let end = self.late_end(end, file);
                     if !self.builder.copy(&path, file, &log.path, end, &log.meta)? {
@@ -171,7 +178,7 @@ impl Capture<'_> {
             directory: None,
             directories: self.named_directories(&files),
             pointers: made.pointers,
-            weakening: self.weakening(&files),
+            weakening: self.weakening(&files, made.weakening),
             files,
         };
         Ok(self.builder.finish(snapshot))
@@ -234,9 +241,8 @@ impl Capture<'_> {
         named.collect()
     }
 
-    fn weakening(&self, files: &[SnapshotFile]) -> Vec<Weakening> {
+    fn weakening(&self, files: &[SnapshotFile], mut weakening: Vec<Weakening>) -> Vec<Weakening> {
         let options = &self.settings.options;
-        let mut weakening = Vec::new();
         let mut add = |setting: &str, effect: &str| {
             weakening.push(Weakening { setting: setting.to_owned(), effect: effect.to_owned() });
         };

@@ -252,14 +252,14 @@ impl<'a> Capture<'a> {
         // A setback in the middle of reading leaves nothing half read behind.
         let known = self.manifest.take();
         let advanced = match known {
-            Some(mut manifest) => manifest.advance(main, name)?.then_some(manifest),
+            Some(mut manifest) => manifest.advance(main, name, self.context.cancel)?.then_some(manifest),
             None => None,
         };
         self.manifest = match advanced {
             Some(manifest) => Some(manifest),
             None => {
                 self.recheck = !self.pinned.is_empty();
-                let opened = Manifest::open(main, name)?;
+                let opened = Manifest::open(main, name, self.context.cancel)?;
                 let gone = || CaptureError::Vanished { path: main.path().join(name) };
                 Some(opened.ok_or_else(|| Setback::Wrong(gone()))?)
             }
@@ -540,7 +540,7 @@ impl<'a> Capture<'a> {
     }
 
     pub(crate) fn check_cancelled(&self) -> Result<(), CaptureError> {
-        if self.context.cancel.is_cancelled() { Err(CaptureError::Cancelled) } else { Ok(()) }
+        self.context.check_cancelled()
     }
 
     /// The live files that are pinned, by number.

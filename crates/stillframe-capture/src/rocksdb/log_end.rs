@@ -3,15 +3,21 @@
 use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
+use std::path::Path;
 
-use super::log_format::{BLOCK, BLOCK_LENGTH, HEADER, Place, RECYCLABLE_HEADER, Role, look};
+use tokio_util::sync::CancellationToken;
+
+use super::log_format::{
+    BLOCK, BLOCK_LENGTH, HEADER, Physical, Place, RECYCLABLE_HEADER, Role, claimed_payload, look,
+};
+use crate::CaptureError;
 
 /// Finds the end of the last whole record of a log that is read from its beginning.
 ///
 /// A recycled log file holds new records, then the tail of an old log. What tells them apart is the log number in each
 /// header, so the file's length is not its end. A log that is not recycled ends where its file does, but its last record
 /// may be half written; the scan finds the same kind of end there.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(crate) struct LogScan {
     log_number: u32,
     offset: u64,
@@ -136,6 +142,29 @@ impl LogScan {
         }
     }
 
+    /// Whether a record with data, wherever it stands, was written for this log.
+    fn owns(&self, record: &Physical<'_>) -> bool {
+        let is_data = !matches!(record.role, Role::Compression | Role::Auxiliary);
+        let right_form = match self.form {
+            Some(Form::Recyclable) => record.log_number.is_some(),
+            Some(Form::Plain) => record.log_number.is_none(),
+            None => true,
+        };
+        is_data && right_form && record.log_number.is_none_or(|number| number == self.log_number)
+    }
+
+    /// Whether a record with these first bytes could be one that [`Self::owns`] accepts.
+    fn may_own(&self, head: &[u8]) -> bool {
+        match head.get(HEADER - 1) {
+            Some(1..=4) => self.form != Some(Form::Recyclable),
+            Some(5..=8) => {
+                self.form != Some(Form::Plain)
+                    && head.get(HEADER..RECYCLABLE_HEADER) == Some(&self.log_number.to_le_bytes())
+            }
+            _ => false,
+        }
+    }
+
     fn belongs(&mut self, role: Role, log_number: Option<u32>) -> bool {
         let right_number = log_number.is_none_or(|number| number == self.log_number);
         let right_form = match (role, self.form) {
@@ -158,26 +187,135 @@ impl LogScan {
     }
 }
 
-/// Scans the first `length` bytes of `file`, log `number`.
-pub(crate) fn scan_log(
-    file: &File,
-    number: u64,
-    length: u64,
-    at_zero_header: ZeroHeader,
-) -> io::Result<LogScan> {
-    let mut scan = LogScan::new(number, at_zero_header);
-    let mut buffer = vec![0; 8 * BLOCK_LENGTH];
-    while scan.offset() < length && !scan.is_finished() {
-        let from = scan.offset();
-        let wanted = usize::try_from(length - from).unwrap_or(usize::MAX).min(buffer.len());
-        let (buffer, _) = buffer.split_at_mut(wanted);
-        file.read_exact_at(buffer, from)?;
-        scan.feed(buffer);
-        if scan.offset() == from {
-            break;
+/// Why a scan of a file ended early.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum ScanError {
+    #[error(transparent)]
+    Read(#[from] io::Error),
+    #[error("cancelled")]
+    Cancelled,
+}
+
+impl ScanError {
+    /// Whether the file was shorter than it was said to be.
+    pub(crate) fn is_short(&self) -> bool {
+        matches!(self, Self::Read(error) if error.kind() == io::ErrorKind::UnexpectedEof)
+    }
+
+    /// As an error about the log at `path`.
+    pub(crate) fn of(self, path: &Path) -> CaptureError {
+        match self {
+            Self::Read(error) => CaptureError::from_io("read", path, error),
+            Self::Cancelled => CaptureError::Cancelled,
         }
     }
-    Ok(scan)
+}
+
+/// A log file that is read at explicit offsets, and the question, asked between reads, whether to go on.
+#[derive(Clone, Copy)]
+pub(crate) struct LogFile<'a> {
+    pub(crate) file: &'a File,
+    pub(crate) cancel: &'a CancellationToken,
+}
+
+impl LogFile<'_> {
+    /// Scans the first `length` bytes of log `number`. A file that is shorter is an error.
+    pub(crate) fn scan(
+        self,
+        number: u64,
+        length: u64,
+        at_zero_header: ZeroHeader,
+    ) -> Result<LogScan, ScanError> {
+        let mut scan = LogScan::new(number, at_zero_header);
+        self.scan_on(&mut scan, length)?;
+        Ok(scan)
+    }
+
+    fn scan_on(self, scan: &mut LogScan, length: u64) -> Result<(), ScanError> {
+        let mut buffer = vec![0; 8 * BLOCK_LENGTH];
+        while scan.offset() < length && !scan.is_finished() {
+            let from = scan.offset();
+            let bytes = self.read(&mut buffer, from, length)?;
+            scan.feed(bytes);
+            if scan.offset() == from {
+                break;
+            }
+        }
+        Ok(())
+    }
+
+    fn read(self, buffer: &mut [u8], from: u64, length: u64) -> Result<&[u8], ScanError> {
+        if self.cancel.is_cancelled() {
+            return Err(ScanError::Cancelled);
+        }
+        let wanted = usize::try_from(length.saturating_sub(from)).unwrap_or(usize::MAX).min(buffer.len());
+        let (bytes, _) = buffer.split_at_mut(wanted);
+        self.file.read_exact_at(bytes, from)?;
+        Ok(bytes)
+    }
+
+    /// Where a whole record begins that was written behind the place at which `scan` had to stop. A process that is killed leaves
+    /// nothing behind the record it was writing; so the log is damaged in its middle, and an engine drops what follows, or
+    /// refuses it. The file has at least `length` bytes.
+    ///
+    /// The tail of an older log in a recycled file does not count, nor does what a live writer put over the place since.
+    pub(crate) fn record_behind(self, scan: &LogScan, length: u64) -> Result<Option<u64>, ScanError> {
+        if !scan.is_finished() {
+            return Ok(None);
+        }
+        let mut block = vec![0; BLOCK_LENGTH];
+        let broken = scan.offset();
+        let end = length.min(next_block(broken));
+        let claimed = claimed_payload(self.read(&mut block, broken, end)?).unwrap_or(BLOCK_LENGTH);
+        let behind = |header: usize| Some(broken + (header + claimed) as u64).filter(|at| *at < end);
+        // The place itself: whole records, of which one in the middle is missing. Behind it, if its length can be believed, whatever its
+        // type was. Then each block, which begins with a record.
+        let inside = [Some(broken), behind(HEADER), behind(RECYCLABLE_HEADER)];
+        let blocks = std::iter::successors(Some(next_block(broken)), |at| Some(at + BLOCK));
+        for at in inside.into_iter().flatten().chain(blocks).take_while(|at| *at < length) {
+            if let Some(found) = self.record_from(scan, at, length, &mut block)? {
+                // A writer goes on in order: where it has been, the place can be read now.
+                let mut again = scan.clone();
+                again.resume();
+                self.scan_on(&mut again, length)?;
+                return Ok((again.accepted() <= found).then_some(found));
+            }
+        }
+        Ok(None)
+    }
+
+    /// The first record of the log that begins a logical one, from `at` to the end of that block.
+    fn record_from(
+        self,
+        scan: &LogScan,
+        mut at: u64,
+        length: u64,
+        block: &mut [u8],
+    ) -> Result<Option<u64>, ScanError> {
+        let end = length.min(next_block(at));
+        // Most blocks behind the end of a recycled log are an older log's: their headers tell.
+        if !scan.may_own(self.read(&mut [0; RECYCLABLE_HEADER], at, end)?) {
+            return Ok(None);
+        }
+        let mut bytes = self.read(block, at, end)?;
+        let header = if scan.is_recyclable() { RECYCLABLE_HEADER } else { HEADER };
+        while let Place::Record(record) = look(bytes, at, header) {
+            if !scan.owns(&record) {
+                break;
+            }
+            if matches!(record.role, Role::Full | Role::First) {
+                return Ok(Some(at));
+            }
+            at += record.length as u64;
+            bytes = bytes.get(record.length..).unwrap_or_default();
+        }
+        Ok(None)
+    }
+}
+
+/// Where the block behind the one of `at` begins.
+fn next_block(at: u64) -> u64 {
+    (at / BLOCK + 1) * BLOCK
 }
 
 #[cfg(test)]
@@ -186,6 +324,19 @@ mod tests {
 
     use super::super::log_format::writer::{append, append_physical};
     use super::*;
+
+    fn file_of(bytes: &[u8]) -> File {
+        let file = tempfile::tempfile().unwrap();
+        file.write_all_at(bytes, 0).unwrap();
+        file
+    }
+
+    fn behind(bytes: &[u8], number: u64) -> Option<u64> {
+        let (file, cancel) = (file_of(bytes), CancellationToken::new());
+        let log = LogFile { file: &file, cancel: &cancel };
+        let scan = log.scan(number, bytes.len() as u64, ZeroHeader::Skips).unwrap();
+        log.record_behind(&scan, bytes.len() as u64).unwrap()
+    }
 
     fn end_of(file: &[u8], number: u64) -> u64 {
         let mut scan = LogScan::new(number, ZeroHeader::Skips);
@@ -292,19 +443,98 @@ mod tests {
             append(&mut bytes, &vec![n; 9000], Some(2));
             ends.push(bytes.len() as u64);
         }
-        let mut file = tempfile::tempfile().unwrap();
-        std::io::Write::write_all(&mut file, &bytes).unwrap();
+        let (file, cancel) = (file_of(&bytes), CancellationToken::new());
+        let log = LogFile { file: &file, cancel: &cancel };
         for length in [0, 1, 9011, 9012, 300_000, bytes.len() as u64] {
             let expected = *ends.iter().rfind(|&&end| end <= length).unwrap();
-            assert_eq!(scan_log(&file, 2, length, ZeroHeader::Skips).unwrap().end(), expected);
+            assert_eq!(log.scan(2, length, ZeroHeader::Skips).unwrap().end(), expected);
         }
-        assert!(
-            scan_log(&file, 2, bytes.len() as u64 + 9, ZeroHeader::Skips).is_err(),
-            "a short file is an error"
-        );
+        let too_long = log.scan(2, bytes.len() as u64 + 9, ZeroHeader::Skips);
+        assert!(matches!(too_long, Err(ScanError::Read(_))), "a short file is an error");
+        cancel.cancel();
+        let cancelled = log.scan(2, 9011, ZeroHeader::Skips);
+        assert!(matches!(cancelled, Err(ScanError::Cancelled)), "a question before each read");
+    }
+
+    #[test]
+    fn a_whole_record_behind_a_broken_one_tells_damage_from_the_end() {
+        for number in [None, Some(7)] {
+            let mut sound = Vec::new();
+            let mut begins = Vec::new();
+            for length in [100, 200, 40_000, 300, 70_000, 10] {
+                begins.push(sound.len());
+                append(&mut sound, &vec![3; length], number);
+            }
+            assert_eq!(behind(&sound, 7), None);
+            let broken = |at: usize| {
+                let mut bytes = sound.clone();
+                bytes[at] ^= 1;
+                behind(&bytes, 7)
+            };
+            let begin = |index: usize| Some(begins[index] as u64);
+            assert_eq!(broken(begins[1] + 60), begin(2), "in the same block");
+            assert_eq!(
+                broken(begins[1] + HEADER - 1),
+                begin(2),
+                "its type, of one that is not to be ignored"
+            );
+            assert_eq!(broken(begins[2] + 60), begin(3), "behind the end of one in two blocks");
+            assert_eq!(broken(begins[1] + 5), begin(3), "its length, so that the block is lost");
+            assert_eq!(broken(begins[4] + 60), begin(5), "in three blocks");
+            assert_eq!(broken(begins[5] + 15), None, "the last one");
+            for cut in [begins[1] + 60, begins[2] + 60, begins[2] + 39_000] {
+                assert_eq!(behind(&sound[..cut], 7), None, "a log that a dying process left");
+                let mut preallocated = sound[..cut].to_vec();
+                preallocated.resize(200_000, 0);
+                assert_eq!(behind(&preallocated, 7), None, "the same with room behind");
+            }
+        }
+    }
+
+    #[test]
+    fn an_older_log_behind_the_end_is_no_damage() {
+        let mut old = Vec::new();
+        (0..100).for_each(|_| append(&mut old, &[4; 900], Some(4)));
+        for length in [0, 1, 70, 900, 32_000, 40_000] {
+            let mut new = Vec::new();
+            append(&mut new, &vec![9; length], Some(9));
+            let end = new.len();
+            new.extend_from_slice(&old[end..]);
+            assert_eq!(behind(&new, 9), None);
+            new[end - 1] ^= 1;
+            assert_eq!(behind(&new, 9), None, "nothing of this log is behind it");
+            assert_eq!(behind(&old, 9), None, "renamed, nothing written yet");
+        }
+    }
+
+    #[test]
+    fn what_a_writer_wrote_meanwhile_is_no_damage() {
+        let mut old = Vec::new();
+        (0..100).for_each(|_| append(&mut old, &[4; 900], Some(4)));
+        let mut new = Vec::new();
+        append(&mut new, &[9; 900], Some(9));
+        let end = new.len();
+        let (file, cancel) = (file_of(&old), CancellationToken::new());
+        file.write_all_at(&new, 0).unwrap();
+        let log = LogFile { file: &file, cancel: &cancel };
+        let scan = log.scan(9, old.len() as u64, ZeroHeader::Skips).unwrap();
+        assert_eq!(scan.end(), end as u64);
+        (0..40).for_each(|_| append(&mut new, &[9; 900], Some(9)));
+        file.write_all_at(&new, 0).unwrap();
+        assert_eq!(log.record_behind(&scan, old.len() as u64).unwrap(), None);
+        file.write_all_at(&[0xff; 8], end as u64).unwrap();
+        assert!(log.record_behind(&scan, old.len() as u64).unwrap().is_some(), "and now it is");
     }
 
     proptest! {
+        #[test]
+        fn arbitrary_bytes_behind_never_panic(bytes in proptest::collection::vec(any::<u8>(), 0..300), number: u64) {
+            let mut file = Vec::new();
+            append(&mut file, &vec![1; 32_700], Some(u32::try_from(number % 1000).unwrap()));
+            file.extend_from_slice(&bytes);
+            prop_assert!(behind(&file, number % 1000).is_none_or(|at| at < file.len() as u64));
+        }
+
         #[test]
         fn the_end_is_behind_the_last_whole_record_at_every_cut(
             lengths in proptest::collection::vec(prop_oneof![0_usize..60, 32_700_usize..32_800], 1..12),

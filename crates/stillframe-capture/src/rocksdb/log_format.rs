@@ -105,6 +105,12 @@ pub(crate) fn look(bytes: &[u8], offset: u64, header: usize) -> Place<'_> {
     Place::Record(Physical { role, log_number, payload, length })
 }
 
+/// The length of the payload that the header at the front of `bytes` tells, right or wrong.
+pub(crate) fn claimed_payload(bytes: &[u8]) -> Option<usize> {
+    let &[_, _, _, _, l0, l1, _] = bytes.first_chunk::<HEADER>()?;
+    Some(usize::from(u16::from_le_bytes([l0, l1])))
+}
+
 /// The role of a record type, and whether it is recyclable; `None`: unknown and not to be ignored.
 fn role_of(kind: u8) -> Option<(Role, bool)> {
     Some(match kind {

@@ -9,8 +9,9 @@ use std::path::PathBuf;
 use rustix::fs::{AtFlags, CWD, linkat};
 use rustix::io::Errno;
 use stillframe_storage::RelativePath;
+use tokio_util::sync::CancellationToken;
 
-use super::log_end::{ZeroHeader, scan_log};
+use super::log_end::{LogFile, LogScan, ScanError, ZeroHeader};
 use super::log_format::{HEADER, RECYCLABLE_HEADER};
 use super::recycled_copy::RecycledCopy;
 use crate::CaptureError;
@@ -78,8 +79,7 @@ impl Logs {
     /// Whether the name of each log still is the file that was noted. Returns what is not.
     pub(crate) fn find_moved(&self, dir: &SourceDir) -> Result<Option<&OsStr>, CaptureError> {
         for log in self.by_number.values() {
-            let now = dir.stat(&log.name)?;
-            if now.is_none_or(|now| (now.device, now.inode) != (log.meta.device, log.meta.inode)) {
+            if !log.is_named(dir)? {
                 return Ok(Some(&log.name));
             }
         }
@@ -123,12 +123,47 @@ impl Logs {
     }
 }
 
-/// Where the bytes of a log that make it into the image are.
+/// What of a log makes it into the image.
+pub(crate) struct LogPart<'a> {
+    pub(crate) bytes: LogBytes<'a>,
+    /// See [`BrokenLog`].
+    pub(crate) broken: Option<BrokenLog>,
+}
+
+/// Where the bytes are.
 pub(crate) enum LogBytes<'a> {
     /// The first `end` bytes of this file.
     Original { file: &'a File, end: u64 },
     /// A copy that was made in the window.
     Copied(&'a RecycledCopy),
+}
+
+/// A log that is damaged before its end.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct BrokenLog {
+    /// From here on it cannot be read.
+    pub(crate) from: u64,
+    /// A whole record that was written later.
+    pub(crate) whole_at: u64,
+}
+
+impl BrokenLog {
+    /// Looks behind the place where `scan` had to stop, in the first `length` bytes.
+    pub(crate) fn find(log: LogFile<'_>, scan: &LogScan, length: u64) -> Result<Option<Self>, ScanError> {
+        let found = log.record_behind(scan, length)?;
+        Ok(found.map(|whole_at| Self { from: scan.end(), whole_at }))
+    }
+}
+
+impl std::fmt::Display for BrokenLog {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let Self { from, whole_at } = self;
+        write!(
+            f,
+            "it cannot be read from byte {from} on, and whole records follow at byte {whole_at}: engines drop what follows, or \
+             refuse to open"
+        )
+    }
 }
 
 impl NotedLog {
@@ -193,26 +228,53 @@ impl NotedLog {
     }
 
     /// What of this log belongs into the image. `is_newest`: no younger log is in the image; half a record at its end was not
-    /// acknowledged and is left out, so that every recovery mode opens the copy. `Err` with a short read: the engine cut
-    /// the file meanwhile.
-    pub(crate) fn bytes(&self, number: u64, is_newest: bool) -> Result<LogBytes<'_>, CaptureError> {
+    /// acknowledged and is left out, so that every recovery mode opens the copy. Where something that is no record stands
+    /// before the noted end, all is kept: to judge it is the engine's business.
+    pub(crate) fn part(
+        &self,
+        number: u64,
+        is_newest: bool,
+        dir: &SourceDir,
+        cancel: &CancellationToken,
+    ) -> Result<LogPart<'_>, CaptureError> {
+        let log = LogFile { file: &self.file, cancel };
         if let Some(copy) = self.copy.as_ref().filter(|copy| copy.holds_the_log()) {
-            return Ok(LogBytes::Copied(copy));
+            let length = self.file.metadata().map_err(CaptureError::io("read", &self.path))?.len();
+            let broken = self.broken(BrokenLog::find(log, copy.scan(), length), dir)?;
+            return Ok(LogPart { bytes: LogBytes::Copied(copy), broken });
         }
         let noted = self.meta.size;
-        if !is_newest {
-            return Ok(LogBytes::Original { file: &self.file, end: noted });
-        }
-        let scan = scan_log(&self.file, number, noted, ZeroHeader::Skips);
-        let end = match scan {
-            Ok(scan) if !scan.is_finished() => scan.end(),
-            // Something that is no record stands before the noted end. To judge it is the engine's business.
-            Ok(_) => noted,
+        let original = |end| LogBytes::Original { file: &self.file, end };
+        match log.scan(number, noted, ZeroHeader::Skips) {
+            Ok(scan) => {
+                let broken = self.broken(BrokenLog::find(log, &scan, noted), dir)?;
+                let torn = is_newest && !scan.is_finished();
+                Ok(LogPart { bytes: original(if torn { scan.end() } else { noted }), broken })
+            }
             // Copying will find it short as well.
-            Err(error) if error.kind() == std::io::ErrorKind::UnexpectedEof => noted,
-            Err(error) => return Err(CaptureError::from_io("read", &self.path, error)),
-        };
-        Ok(LogBytes::Original { file: &self.file, end })
+            Err(error) if error.is_short() => Ok(LogPart { bytes: original(noted), broken: None }),
+            Err(error) => Err(error.of(&self.path)),
+        }
+    }
+
+    /// A find counts if the file has been this log all the time: once it has another name, another log is written over it.
+    fn broken(
+        &self,
+        found: Result<Option<BrokenLog>, ScanError>,
+        dir: &SourceDir,
+    ) -> Result<Option<BrokenLog>, CaptureError> {
+        match found {
+            Ok(Some(broken)) => Ok(self.is_named(dir)?.then_some(broken)),
+            Ok(None) => Ok(None),
+            Err(error) if error.is_short() => Ok(None),
+            Err(error) => Err(error.of(&self.path)),
+        }
+    }
+
+    /// Whether its name still is the file that was noted.
+    fn is_named(&self, dir: &SourceDir) -> Result<bool, CaptureError> {
+        let noted = (self.meta.device, self.meta.inode);
+        Ok(dir.stat(&self.name)?.is_some_and(|now| (now.device, now.inode) == noted))
     }
 
     fn release(self) {

@@ -4,11 +4,14 @@ use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
 
+use tokio_util::sync::CancellationToken;
+
 use super::log_format::RecordReader;
 use super::setback::Setback;
 use super::version_edit::ManifestError;
 use super::version_fold::VersionFold;
 use crate::CaptureError;
+use crate::capture::check;
 use crate::pin::{FileMeta, SourceDir, os};
 
 const CHUNK: u64 = 256 * 1024;
@@ -27,18 +30,27 @@ pub(crate) struct Manifest {
 
 impl Manifest {
     /// Opens `name` and reads all of it. `None`: there is no such file.
-    pub(crate) fn open(dir: &SourceDir, name: &str) -> Result<Option<Self>, Setback> {
+    pub(crate) fn open(
+        dir: &SourceDir,
+        name: &str,
+        cancel: &CancellationToken,
+    ) -> Result<Option<Self>, Setback> {
         let path = dir.path().join(name);
         let Some(file) = dir.open_file(os(name))? else { return Ok(None) };
         let meta = FileMeta::of(&file).map_err(CaptureError::io("read", &path))?;
         let (records, fold) = (RecordReader::default(), VersionFold::default());
         let mut manifest = Self { name: name.to_owned(), path, file, meta, records, fold };
-        manifest.read_on()?;
+        manifest.read_on(cancel)?;
         Ok(Some(manifest))
     }
 
     /// Reads what was appended since. `false`: `name` is another file now, or it became shorter; open it anew.
-    pub(crate) fn advance(&mut self, dir: &SourceDir, name: &str) -> Result<bool, Setback> {
+    pub(crate) fn advance(
+        &mut self,
+        dir: &SourceDir,
+        name: &str,
+        cancel: &CancellationToken,
+    ) -> Result<bool, Setback> {
         if name != self.name {
             return Ok(false);
         }
@@ -47,13 +59,14 @@ impl Manifest {
             return Ok(false);
         }
         self.meta = now;
-        self.read_on()?;
+        self.read_on(cancel)?;
         Ok(true)
     }
 
-    fn read_on(&mut self) -> Result<(), Setback> {
+    fn read_on(&mut self, cancel: &CancellationToken) -> Result<(), Setback> {
         let mut buffer = vec![0; usize::try_from(CHUNK).expect("256 KiB fit a usize")];
         while self.records.offset() < self.meta.size {
+            check(cancel)?;
             let from = self.records.offset();
             let wanted = usize::try_from((self.meta.size - from).min(CHUNK)).expect("at most 256 KiB");
             let (chunk, _) = buffer.split_at_mut(wanted);

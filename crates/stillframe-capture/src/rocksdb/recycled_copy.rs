@@ -4,9 +4,12 @@ use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
+use tokio_util::sync::CancellationToken;
+
 use super::log_end::{LogScan, ZeroHeader};
 use super::log_format::BLOCK_LENGTH;
 use crate::CaptureError;
+use crate::capture::check;
 use crate::image::create_new;
 use crate::staging::Staging;
 
@@ -20,6 +23,7 @@ pub(crate) struct RecycledCopy {
     path: PathBuf,
     file: File,
     scan: LogScan,
+    cancel: CancellationToken,
 }
 
 impl RecycledCopy {
@@ -33,7 +37,8 @@ impl RecycledCopy {
         // The log of this number may have been another file in an earlier attempt.
         let _ = std::fs::remove_file(&path);
         let file = create_new(&path)?;
-        Ok(Self { path, file, scan: LogScan::new(number, zero_header) })
+        let cancel = staging.cancel.clone();
+        Ok(Self { path, file, scan: LogScan::new(number, zero_header), cancel })
     }
 
     /// Copies what was written since.
@@ -41,6 +46,7 @@ impl RecycledCopy {
         self.scan.resume();
         let mut buffer = vec![0; CHUNK];
         while !self.scan.is_finished() {
+            check(&self.cancel)?;
             let from = self.scan.offset();
             let length = read_up_to(log, &mut buffer, from).map_err(CaptureError::io("read", log_path))?;
             let bytes = buffer.get(..length).unwrap_or_default();
@@ -59,6 +65,11 @@ impl RecycledCopy {
     /// written again, and ends where its file does.
     pub(crate) fn holds_the_log(&self) -> bool {
         !self.scan.is_plain()
+    }
+
+    /// How far the log was read.
+    pub(crate) fn scan(&self) -> &LogScan {
+        &self.scan
     }
 
     /// Behind the last whole record.

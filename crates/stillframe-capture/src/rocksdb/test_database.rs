@@ -2,6 +2,8 @@
 
 use std::path::{Path, PathBuf};
 
+use tokio_util::sync::CancellationToken;
+
 use super::log_format::writer::append;
 use super::manifest_writer::{EditBytes, manifest};
 use super::sabotage::Sabotage;
@@ -115,7 +117,7 @@ impl TestDatabase {
     pub(crate) fn keep(&self, image: Image, name: &str) -> (PathBuf, Snapshot, ValidationReport) {
         let target = self.root.path().join(name);
         let snapshot = self.surroundings.with(|context| image.keep(&target, context)).unwrap();
-        let report = validate(&target).unwrap();
+        let report = validate(&target, &CancellationToken::new()).unwrap();
         (target, snapshot, report)
     }
 }

@@ -4,6 +4,8 @@ use std::cell::Cell;
 use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
 
+use tokio_util::sync::CancellationToken;
+
 use super::log_format::writer::{append, append_physical};
 use super::options_file::OptionsFile;
 use super::sabotage::Sabotage;
@@ -141,7 +143,7 @@ fn logs_of_another_directory_come_into_the_image_and_its_options_do_not_lead_bac
     std::fs::rename(target.join("000020.log"), separate.join("000020.log")).unwrap();
     let options = rewrite_wal_dir(&target, &separate).unwrap().unwrap();
     assert_eq!(OptionsFile::parse(&std::fs::read(options).unwrap()).wal_dir().unwrap(), separate);
-    assert_eq!(validate(&target).unwrap().remarks, [""; 0]);
+    assert_eq!(validate(&target, &CancellationToken::new()).unwrap().remarks, [""; 0]);
 }
 
 #[test]
@@ -263,7 +265,7 @@ fn a_live_file_that_is_missing_or_has_another_length_is_named() {
         error.to_string().contains("000011.sst is damaged: it has 499 bytes where its MANIFEST says 500"),
         "{error}"
     );
-    assert!(validate(&database.dir()).is_err());
+    assert!(validate(&database.dir(), &CancellationToken::new()).is_err());
     assert_eq!(names(database.root.path()), ["db"]);
 }
 
@@ -404,11 +406,60 @@ fn what_is_no_record_in_the_newest_log_is_kept_for_the_engine_to_judge() {
     let database = TestDatabase::new();
     let mut log = database.read("000020.log");
     append_physical(&mut log, 77, None, b"of a version to come");
-    append(&mut log, &[1; 100], None);
     database.write("000020.log", &log);
-    let (target, _, report) = database.keep(database.capture().unwrap(), "image");
+    let (target, snapshot, report) = database.keep(database.capture().unwrap(), "image");
     assert_eq!(std::fs::read(target.join("000020.log")).unwrap(), log);
-    assert_eq!(report.remarks.len(), 1);
+    assert_eq!((report.remarks.len(), snapshot.weakening.len()), (1, 0));
+}
+
+#[test]
+fn a_log_that_is_damaged_before_its_end_is_told_at_once_and_no_sound_image() {
+    for (name, damage_at) in [("000020.log", 9000), ("000020.log", 15_500), ("000021.log", 50)] {
+        let database = TestDatabase::new();
+        database.write_log("000020.log", None, 20);
+        database.write_log("000021.log", None, 20);
+        let mut log = database.read(name);
+        log[damage_at] ^= 0x10;
+        database.write(name, &log);
+        let image = database.capture().unwrap();
+        let weakening = &image.snapshot().weakening;
+        assert_eq!(weakening.len(), 1, "{weakening:?}");
+        assert!(weakening[0].setting.ends_with(name) && weakening[0].effect.contains("whole records follow"));
+        assert_eq!(database.surroundings.warnings().len(), 1);
+        let target = database.root.path().join("image");
+        database.surroundings.with(|context| image.keep(&target, context)).unwrap();
+        assert_eq!(std::fs::read(target.join(name)).unwrap(), log, "as it is");
+        match validate(&target, &CancellationToken::new()) {
+            Err(CaptureError::Corrupt { path, what }) => {
+                assert!(path.ends_with(name) && what.contains("whole records follow"), "{path:?} {what}");
+            }
+            other => panic!("{other:?}"),
+        }
+    }
+}
+
+#[test]
+fn a_recycled_log_that_is_damaged_is_told_though_its_copy_shows_nothing() {
+    let database = TestDatabase::new();
+    database.write("OPTIONS-000009", b"[DBOptions]\n  recycle_log_file_num=4\n");
+    with_recycled_logs(&database);
+    let sound = database.capture().unwrap();
+    assert!(sound.snapshot().weakening.is_empty());
+    let mut log = database.read("000020.log");
+    log[40_000] ^= 0x10;
+    database.write("000020.log", &log);
+    let (_, snapshot, report) = database.keep(database.capture().unwrap(), "image");
+    let [weak] = snapshot.weakening.as_slice() else { panic!("{:?}", snapshot.weakening) };
+    assert!(weak.setting.ends_with("000020.log"), "{weak:?}");
+    assert_eq!(report.remarks, [""; 0], "it ends before the damage");
+}
+
+#[test]
+fn validation_ends_when_it_is_cancelled() {
+    let database = TestDatabase::new();
+    let cancelled = CancellationToken::new();
+    cancelled.cancel();
+    assert!(matches!(validate(&database.dir(), &cancelled), Err(CaptureError::Cancelled)));
 }
 
 /// Logs 20 and 21 in recycled files: new records, then the tail of an older log.
@@ -479,7 +530,7 @@ fn logs_that_the_manifest_tracks_must_be_there_and_long_enough() {
     });
     let error = database.capture().unwrap_err();
     assert!(error.to_string().contains("log 20 has"), "{error}");
-    assert!(validate(&database.dir()).is_err());
+    assert!(validate(&database.dir(), &CancellationToken::new()).is_err());
 }
 
 #[test]
@@ -543,13 +594,17 @@ fn validation_names_what_an_image_lacks() {
     for (index, (named, damage)) in damage.iter().enumerate() {
         let image = make(&format!("image-{index}"));
         damage(&image);
-        let error = validate(&image).unwrap_err().to_string();
+        let error = validate(&image, &CancellationToken::new()).unwrap_err().to_string();
         assert!(error.contains(named), "{error}");
     }
     let image = make("with-two");
     std::fs::copy(image.join("MANIFEST-000005"), image.join("MANIFEST-000003")).unwrap();
     std::fs::remove_file(image.join("000020.log")).unwrap();
-    assert_eq!(validate(&image).unwrap().remarks.len(), 2, "a second MANIFEST and no log");
+    assert_eq!(
+        validate(&image, &CancellationToken::new()).unwrap().remarks.len(),
+        2,
+        "a second MANIFEST and no log"
+    );
 }
 
 /// A link follows whatever is done to its file in place.

@@ -5,9 +5,12 @@ use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
+use tokio_util::sync::CancellationToken;
+
 use super::directories::{blob_name, table_names};
 use super::file_name::{FileName, manifest_named_by};
-use super::log_end::{ZeroHeader, scan_log};
+use super::log_end::{LogFile, ZeroHeader};
+use super::logs::BrokenLog;
 use super::manifest::Manifest;
 use super::options_file::OptionsFile;
 use super::setback::Setback;
@@ -20,7 +23,7 @@ const BLOB_MAGIC: u32 = 0x0024_8f37;
 
 /// See [`crate::validate`]. Files are looked for in `dir` and in the directories below it that a restore makes of
 /// `wal_dir`, `db_paths` and `cf_paths`.
-pub(crate) fn validate(dir: &Path) -> Result<ValidationReport, CaptureError> {
+pub(crate) fn validate(dir: &Path, cancel: &CancellationToken) -> Result<ValidationReport, CaptureError> {
     let main = SourceDir::open(dir)?;
     if !super::is_database(&main)? {
         return Err(CaptureError::NotADatabase {
@@ -29,7 +32,8 @@ pub(crate) fn validate(dir: &Path) -> Result<ValidationReport, CaptureError> {
             reason: "its CURRENT does not name a MANIFEST that is there".to_owned(),
         });
     }
-    let mut checked = Checked { places: places(main)?, report: ValidationReport::default() };
+    let report = ValidationReport::default();
+    let mut checked = Checked { places: places(main)?, report, cancel };
     let manifest = checked.pointers()?;
     for (_, family) in manifest.fold().families() {
         checked.family(&manifest, family)?;
@@ -54,13 +58,14 @@ fn places(main: SourceDir) -> Result<Vec<SourceDir>, CaptureError> {
     Ok(places)
 }
 
-struct Checked {
+struct Checked<'a> {
     /// The main directory first.
     places: Vec<SourceDir>,
     report: ValidationReport,
+    cancel: &'a CancellationToken,
 }
 
-impl Checked {
+impl Checked<'_> {
     fn main(&self) -> &SourceDir {
         self.places.first().expect("the main directory is the first place")
     }
@@ -80,7 +85,7 @@ impl Checked {
         let gone = || CaptureError::Vanished { path: path.clone() };
         let current = main.read(os("CURRENT"))?.ok_or_else(gone)?;
         let name = manifest_named_by(&current).ok_or_else(gone)?.to_owned();
-        let manifest = match Manifest::open(main, &name) {
+        let manifest = match Manifest::open(main, &name, self.cancel) {
             Ok(manifest) => manifest.ok_or_else(gone)?,
             Err(Setback::Fatal(error) | Setback::Wrong(error)) => return Err(error),
             Err(Setback::Moved(_) | Setback::Missing { .. }) => return Err(gone()),
@@ -182,8 +187,11 @@ impl Checked {
         }
         for (number, path, meta) in &logs {
             let file = File::open(path).map_err(CaptureError::io("open", path))?;
-            let scan = scan_log(&file, *number, meta.size, ZeroHeader::Skips)
-                .map_err(CaptureError::io("read", path))?;
+            let log = LogFile { file: &file, cancel: self.cancel };
+            let scan = log.scan(*number, meta.size, ZeroHeader::Skips).map_err(|error| error.of(path))?;
+            if let Some(broken) = BrokenLog::find(log, &scan, meta.size).map_err(|error| error.of(path))? {
+                return Err(CaptureError::Corrupt { path: path.clone(), what: broken.to_string() });
+            }
             self.count(meta.size);
             if scan.end() < meta.size {
                 self.remark(format!(

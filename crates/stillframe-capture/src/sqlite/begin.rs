@@ -105,9 +105,7 @@ fn start(
     let rolled_back = context.clock.monotonic() + ROLLBACK_PATIENCE;
     let bytes = File::open(&path).map_err(CaptureError::io("open", &path))?;
     loop {
-        if context.cancel.is_cancelled() {
-            return Err(CaptureError::Cancelled);
-        }
+        context.check_cancelled()?;
         transaction.instant = context.clock.now();
         transaction.began = context.clock.monotonic();
         match connect(&path) {
@@ -270,9 +268,7 @@ fn warm(path: &Path, context: &Context<'_>) -> Result<(), CaptureError> {
     let mut file = File::open(path).map_err(failed)?.take(WARM);
     let mut buffer = vec![0; 1 << 20];
     while file.read(&mut buffer).map_err(failed)? > 0 {
-        if context.cancel.is_cancelled() {
-            return Err(CaptureError::Cancelled);
-        }
+        context.check_cancelled()?;
     }
     Ok(())
 }

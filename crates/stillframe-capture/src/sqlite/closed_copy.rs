@@ -69,9 +69,7 @@ pub(super) fn copy_closed(
     let copy = scratch.join("database");
     let deadline = context.clock.monotonic() + options.deadline;
     loop {
-        if context.cancel.is_cancelled() {
-            return Err(CaptureError::Cancelled);
-        }
+        context.check_cancelled()?;
         if try_copy(path, &copy, context)? {
             break;
         }
@@ -113,7 +111,7 @@ fn try_copy(path: &Path, copy: &Path, context: &Context<'_>) -> Result<bool, Cap
         let _ = std::fs::remove_file(&to);
         let Some(file) = Untouched::of(from)? else { continue };
         let source = std::fs::File::open(from).map_err(CaptureError::io("open", from))?;
-        match crate::image::copy_file(&source, file.size, from, &to) {
+        match crate::image::copy_file(&source, file.size, from, &to, context.cancel) {
             Ok(()) => {}
             // Cut while it was copied.
             Err(CaptureError::Corrupt { .. }) => return Ok(false),

@@ -204,9 +204,7 @@ impl Copying<'_> {
 
     /// Tells how far it is, and ends it when it was cancelled, the time is over, or the log grew too long.
     fn look(&self, done: u64, total: u64, limits: Limits<'_>) -> Result<(), CaptureError> {
-        if self.context.cancel.is_cancelled() {
-            return Err(CaptureError::Cancelled);
-        }
+        self.context.check_cancelled()?;
         (self.context.events)(Event::Copied { done, total });
         if done < total && limits.until.is_some_and(|until| self.context.clock.monotonic() >= until) {
             return Err(self.locked_too_long());

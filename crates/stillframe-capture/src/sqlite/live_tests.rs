@@ -9,6 +9,8 @@ use std::time::Duration;
 use rusqlite::Connection;
 use rusqlite::config::DbConfig;
 
+use tokio_util::sync::CancellationToken;
+
 use super::{begin, beside, finish, recognise, validate};
 use crate::test_support::{NOBODY, Surroundings, again, again_as, child_argument, inventory, is_root};
 use crate::{CaptureError, CaptureOptions, Engine, Event, Image, Role, Source};
@@ -159,7 +161,7 @@ fn live_rounds(writer: &Writer, dir: &Path, rounds: u32, ballast: &str) {
         let most = writer.number(0);
         windows.push(image.snapshot().window_us);
         let file = kept(image, dir, &format!("image-{round}"));
-        validate(&file).unwrap();
+        validate(&file, &CancellationToken::new()).unwrap();
         let n = state(&file);
         assert!((least..=most).contains(&n), "{n} is not between {least} and {most}");
         std::thread::sleep(Duration::from_millis(30));
@@ -298,7 +300,7 @@ fn a_closed_database_is_left_exactly_as_it_was() {
         }
         assert_eq!(before, after, "{mode}");
         let file = kept(capture(&db).unwrap(), dir.path(), "image");
-        assert!(validate(file.parent().unwrap()).unwrap().remarks.is_empty());
+        assert!(validate(file.parent().unwrap(), &CancellationToken::new()).unwrap().remarks.is_empty());
         assert_eq!(state(&file), 50);
     }
 }
@@ -543,7 +545,7 @@ fn a_hot_journal_is_left_for_its_application() {
         .unwrap();
     assert_eq!(whole, 3);
     drop(application);
-    validate(&kept(capture(&db).unwrap(), dir.path(), "image")).unwrap();
+    validate(&kept(capture(&db).unwrap(), dir.path(), "image"), &CancellationToken::new()).unwrap();
 }
 
 #[test]
@@ -582,8 +584,8 @@ fn empty_foreign_and_damaged_files_are_told_apart() {
     assert!(!recognise(&path("empty")).unwrap());
     let file = kept(capture(&path("empty")).unwrap(), dir.path(), "image of empty");
     assert_eq!(std::fs::metadata(&file).unwrap().len(), 0);
-    assert!(validate(&file).unwrap().remarks[0].contains("empty database"));
-    validate(file.parent().unwrap()).unwrap();
+    assert!(validate(&file, &CancellationToken::new()).unwrap().remarks[0].contains("empty database"));
+    validate(file.parent().unwrap(), &CancellationToken::new()).unwrap();
 
     std::fs::write(path("lost"), "").unwrap();
     std::fs::write(path("lost-wal"), [1; 5000]).unwrap();
@@ -611,7 +613,7 @@ fn empty_foreign_and_damaged_files_are_told_apart() {
         Ok(image) => {
             let file = kept(image, dir.path(), "image of damaged");
             assert!(matches!(
-                validate(&file),
+                validate(&file, &CancellationToken::new()),
                 Err(CaptureError::Corrupt { .. } | CaptureError::NotADatabase { .. })
             ));
         }
@@ -633,7 +635,7 @@ fn validation_finds_damage_and_leaves_the_image_alone() {
     drop(connection);
     let file = kept(capture(&db).unwrap(), dir.path(), "image % ?#");
     let before = inventory(file.parent().unwrap());
-    validate(file.parent().unwrap()).unwrap();
+    validate(file.parent().unwrap(), &CancellationToken::new()).unwrap();
     assert_eq!(inventory(file.parent().unwrap()), before);
 
     let good = std::fs::read(&file).unwrap();
@@ -641,12 +643,12 @@ fn validation_finds_damage_and_leaves_the_image_alone() {
     let page = bytes.len() / 4096 / 2 * 4096;
     bytes[page..page + 64].fill(0xEE);
     std::fs::write(&file, &bytes).unwrap();
-    assert!(matches!(validate(&file), Err(CaptureError::Corrupt { .. })));
+    assert!(matches!(validate(&file, &CancellationToken::new()), Err(CaptureError::Corrupt { .. })));
     std::fs::write(&file, &good[..good.len() - 4096]).unwrap();
-    assert!(matches!(validate(&file), Err(CaptureError::Corrupt { .. })));
+    assert!(matches!(validate(&file, &CancellationToken::new()), Err(CaptureError::Corrupt { .. })));
     std::fs::write(&file, &good).unwrap();
     std::fs::write(beside(&file, "-wal"), "x").unwrap();
-    assert!(matches!(validate(&file), Err(CaptureError::Refused { .. })));
+    assert!(matches!(validate(&file, &CancellationToken::new()), Err(CaptureError::Refused { .. })));
 }
 
 #[test]

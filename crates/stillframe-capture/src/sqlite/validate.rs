@@ -5,19 +5,25 @@ use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
 
 use rusqlite::{Connection, OpenFlags};
+use tokio_util::sync::CancellationToken;
 
+use crate::capture::check;
 use crate::{CaptureError, ValidationReport};
 
 use super::error::failed;
 use super::header::Header;
 use super::{beside, recognise};
 
-/// Checks a database file, or every database in a directory, with SQLite's own `quick_check`. Nothing is written.
-pub(crate) fn validate(path: &Path) -> Result<ValidationReport, CaptureError> {
+/// SQLite asks whether to go on each time it has done this many steps: some milliseconds.
+const STEPS: i32 = 10_000;
+
+/// Checks a database file, or every database in a directory, with SQLite's own `integrity_check`, which
+/// reads every page and compares indexes with their tables. Nothing is written.
+pub(crate) fn validate(path: &Path, cancel: &CancellationToken) -> Result<ValidationReport, CaptureError> {
     let mut report = ValidationReport::default();
     let meta = std::fs::metadata(path).map_err(CaptureError::io("open", path))?;
     if !meta.is_dir() {
-        check(path, meta.len(), &mut report)?;
+        check_file(path, meta.len(), &mut report, cancel)?;
         return Ok(report);
     }
     for entry in std::fs::read_dir(path).map_err(CaptureError::io("list", path))? {
@@ -25,7 +31,7 @@ pub(crate) fn validate(path: &Path) -> Result<ValidationReport, CaptureError> {
         let file = entry.path();
         let meta = std::fs::metadata(&file).map_err(CaptureError::io("read", &file))?;
         if meta.is_file() && (recognise(&file)? || meta.len() == 0 && !is_beside(&file)) {
-            check(&file, meta.len(), &mut report)?;
+            check_file(&file, meta.len(), &mut report, cancel)?;
         }
     }
     if report.files == 0 {
@@ -43,7 +49,12 @@ fn is_beside(path: &Path) -> bool {
     ["-wal", "-shm", "-journal", ".lock"].iter().any(|suffix| name.ends_with(suffix.as_bytes()))
 }
 
-fn check(path: &Path, length: u64, report: &mut ValidationReport) -> Result<(), CaptureError> {
+fn check_file(
+    path: &Path,
+    length: u64,
+    report: &mut ValidationReport,
+    cancel: &CancellationToken,
+) -> Result<(), CaptureError> {
     for suffix in ["-wal", "-journal"] {
         let file = beside(path, suffix);
         if std::fs::metadata(&file).is_ok_and(|meta| meta.len() > 0) {
@@ -71,17 +82,20 @@ fn check(path: &Path, length: u64, report: &mut ValidationReport) -> Result<(), 
     let flags =
         OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX | OpenFlags::SQLITE_OPEN_URI;
     // Immutable: no locks, no log, nothing made beside it. Right for an image and for nothing else.
-    let connection = Connection::open_with_flags(immutable_uri(path)?, flags).map_err(failed(path))?;
-    let mut statement = connection.prepare("PRAGMA quick_check(10)").map_err(failed(path))?;
+    let mut connection = Connection::open_with_flags(immutable_uri(path)?, flags).map_err(failed(path))?;
+    let asked = cancel.clone();
+    connection.progress_handler(STEPS, Some(move || asked.is_cancelled())).map_err(failed(path))?;
+    let mut statement = connection.prepare("PRAGMA integrity_check(10)").map_err(failed(path))?;
     let rows = statement.query_map([], |row| row.get::<_, String>(0)).map_err(failed(path))?;
     let mut findings = Vec::new();
     for row in rows {
-        findings.push(row.map_err(failed(path))?);
+        let interrupted = |error| check(cancel).err().unwrap_or_else(|| failed(path)(error));
+        findings.push(row.map_err(interrupted)?);
     }
     if findings == ["ok"] {
         return Ok(());
     }
-    Err(corrupt(path, format!("quick_check says: {}", findings.join("; "))))
+    Err(corrupt(path, format!("integrity_check says: {}", findings.join("; "))))
 }
 
 fn corrupt(path: &Path, what: String) -> CaptureError {
@@ -101,4 +115,55 @@ fn immutable_uri(path: &Path) -> Result<PathBuf, CaptureError> {
     }
     uri.extend(b"?immutable=1");
     Ok(PathBuf::from(OsString::from_vec(uri)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_index_that_does_not_fit_its_table_is_damage() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("db");
+        let connection = Connection::open(&path).unwrap();
+        connection
+            .execute_batch("CREATE TABLE t(a); CREATE INDEX i ON t(a); INSERT INTO t VALUES (1)")
+            .unwrap();
+        validate(&path, &CancellationToken::new()).unwrap();
+        // Behind the back of the index.
+        connection
+            .execute_batch(
+                "PRAGMA writable_schema = ON; CREATE TABLE kept AS SELECT * FROM sqlite_schema WHERE name = 'i';
+                 DELETE FROM sqlite_schema WHERE name = 'i'; PRAGMA writable_schema = RESET",
+            )
+            .unwrap();
+        connection
+            .execute_batch(
+                "INSERT INTO t VALUES (2); PRAGMA writable_schema = ON; INSERT INTO sqlite_schema SELECT * FROM kept",
+            )
+            .unwrap();
+        connection.close().unwrap();
+        match validate(&path, &CancellationToken::new()) {
+            Err(CaptureError::Corrupt { what, .. }) => {
+                assert!(what.contains("missing from index i"), "{what}");
+            }
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn it_ends_in_the_middle_of_a_database_when_it_is_cancelled() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("db");
+        let connection = Connection::open(&path).unwrap();
+        let rows = "WITH RECURSIVE n(i) AS (VALUES (1) UNION ALL SELECT i + 1 FROM n WHERE i < 20000)
+            INSERT INTO t SELECT i, hex(randomblob(50)) FROM n";
+        connection.execute_batch(&format!("CREATE TABLE t(a INTEGER PRIMARY KEY, b); {rows}")).unwrap();
+        connection.close().unwrap();
+        let cancel = CancellationToken::new();
+        validate(&path, &cancel).unwrap();
+        cancel.cancel();
+        let outcome = validate(&path, &cancel);
+        assert!(matches!(outcome, Err(CaptureError::Cancelled)), "{outcome:?}");
+    }
 }

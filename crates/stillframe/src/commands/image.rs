@@ -11,6 +11,7 @@ use stillframe_capture::{
 use stillframe_engine::{ImageOptions, create_image};
 use stillframe_jobs::Phase;
 use stillframe_storage::path_text;
+use tokio_util::sync::CancellationToken;
 
 use crate::cli::{CaptureArgs, ImageCommand};
 use crate::commands::parse_source;
@@ -85,6 +86,8 @@ fn check(session: &Session, dir: &Path, engine: Option<&str>) -> Result<(), Fail
     if !dir.exists() {
         return Err(Failure::new(Kind::Usage, format!("{}: no such file or directory", dir.display())));
     }
+    // Ctrl-C ends the process: nothing is written that somebody would want cleared up.
+    let never = &CancellationToken::new();
     let described = match (Snapshot::read(dir), given) {
         (Ok(snapshot), None) => snapshot,
         // Whoever says what it is means the database as it is now, which need not be the image that was taken.
@@ -96,7 +99,7 @@ fn check(session: &Session, dir: &Path, engine: Option<&str>) -> Result<(), Fail
         }
     };
     let (engine, report) = match (described, given) {
-        (Some(snapshot), _) => (snapshot.engine, validate_image(&snapshot, dir).map_err(|error| {
+        (Some(snapshot), _) => (snapshot.engine, validate_image(&snapshot, dir, never).map_err(|error| {
             let failure = damage(error);
             let engine = snapshot.engine.name();
             let message = format!(
@@ -105,14 +108,14 @@ fn check(session: &Session, dir: &Path, engine: Option<&str>) -> Result<(), Fail
             );
             Failure { message, ..failure }
         })?),
-        (None, Some(engine)) => (engine, validate(engine, dir).map_err(damage)?),
+        (None, Some(engine)) => (engine, validate(engine, dir, never).map_err(damage)?),
         (None, None) => {
             let engine = detect(dir)?.ok_or_else(|| {
                 let message =
                     format!("{}: neither {SNAPSHOT_FILE} nor a known database; say which with --engine", dir.display());
                 Failure::new(Kind::Usage, message)
             })?;
-            (engine, validate(engine, dir).map_err(damage)?)
+            (engine, validate(engine, dir, never).map_err(damage)?)
         }
     };
     report.remarks.iter().for_each(|remark| session.console.note(remark));
