@@ -4,7 +4,7 @@
 //! into staging, so that it stays readable when its name goes, and read there: what its owner writes meanwhile is in
 //! what is read. Where links are refused it is read in place, and copied where staging lies on another file system.
 
-use std::ffi::{CString, OsStr, OsString};
+use std::ffi::{OsStr, OsString};
 use std::fs::File;
 use std::os::fd::OwnedFd;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
@@ -101,51 +101,6 @@ fn count(dir: &Path, report: &mut ValidationReport) -> Result<(), CaptureError> 
         }
     }
     Ok(())
-}
-
-/// A symbolic link's target from its text form, in which bytes that are not text are written `\xNN`.
-pub fn link_target(text: &str) -> PathBuf {
-    let mut bytes = Vec::with_capacity(text.len());
-    let mut rest = text.as_bytes();
-    while let Some((&first, tail)) = rest.split_first() {
-        let escaped = tail
-            .strip_prefix(b"x")
-            .and_then(|hex| hex.get(..2))
-            .and_then(|hex| std::str::from_utf8(hex).ok().and_then(|hex| u8::from_str_radix(hex, 16).ok()));
-        match escaped {
-            Some(byte) if first == b'\\' => {
-                bytes.push(byte);
-                rest = tail.get(3..).unwrap_or_default();
-            }
-            _ => {
-                bytes.push(first);
-                rest = tail;
-            }
-        }
-    }
-    PathBuf::from(OsString::from_vec(bytes))
-}
-
-/// The text form that [`link_target`] reads.
-fn link_text(target: &[u8]) -> String {
-    use std::fmt::Write;
-    let mut text = String::with_capacity(target.len());
-    let escape = |text: &mut String, bytes: &[u8]| {
-        for byte in bytes {
-            write!(text, "\\x{byte:02x}").expect("writing to a String cannot fail");
-        }
-    };
-    for chunk in target.utf8_chunks() {
-        for c in chunk.valid().chars() {
-            if c == '\\' || c.is_control() {
-                escape(&mut text, c.encode_utf8(&mut [0; 4]).as_bytes());
-            } else {
-                text.push(c);
-            }
-        }
-        escape(&mut text, chunk.invalid());
-    }
-    text
 }
 
 /// Files that are not in the image.
@@ -271,7 +226,7 @@ impl Walk {
             }
             FileType::Symlink => match readlinkat(dir, name, Vec::new()) {
                 Ok(target) => {
-                    let target = link_text(CString::as_bytes(&target));
+                    let target = OsString::from_vec(target.into_bytes()).into();
                     self.files.push(record(&relative, FileKind::Symlink { target }, 0, &stat));
                 }
                 Err(Errno::NOENT | Errno::INVAL) => self.vanished.add(relative.to_string()),

@@ -236,8 +236,7 @@ fn complete(
                 std::fs::create_dir_all(&place).map_err(CaptureError::io("create", &place))?;
             }
             FileKind::Symlink { target } => {
-                let target: RelativeOrNot = target.as_str().into();
-                std::os::unix::fs::symlink(target.0, &place).map_err(CaptureError::io("link", &place))?;
+                std::os::unix::fs::symlink(target, &place).map_err(CaptureError::io("link", &place))?;
                 let given = entry.attributes().apply_to_link(&place);
                 let _ = given.map_err(CaptureError::io("set owner and time of", &place))?;
             }
@@ -350,15 +349,6 @@ fn bring(
     let file = OpenOptions::new().write(true).open(place).map_err(CaptureError::io("open", place))?;
     apply(&file, place, &entry.attributes())?;
     Ok(Durable::NotYet)
-}
-
-/// A link's target in its text form, back as bytes.
-struct RelativeOrNot(PathBuf);
-
-impl From<&str> for RelativeOrNot {
-    fn from(text: &str) -> Self {
-        Self(crate::files::link_target(text))
-    }
 }
 
 /// Refuses a target that is something other than nothing or an empty directory.

@@ -33,7 +33,6 @@ mod window;
 
 pub use capture::{CaptureOptions, Context, Event, capture};
 pub use error::CaptureError;
-pub use files::link_target;
 pub use image::{Image, refuse_occupied};
 pub use rocksdb::rewrite_wal_dir;
 pub use snapshot::{

@@ -174,8 +174,9 @@ pub enum FileKind {
     Directory,
     /// A symbolic link; the target is data and is never followed.
     Symlink {
-        /// Where it points, as bytes in the text form of a path (`\xNN` for what is not UTF-8).
-        target: String,
+        /// Where it points.
+        #[serde(with = "stillframe_storage::path_text")]
+        target: PathBuf,
     },
 }
 

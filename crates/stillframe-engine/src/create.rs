@@ -4,6 +4,7 @@ use std::cell::RefCell;
 use std::convert::Infallible;
 use std::io::ErrorKind;
 use std::ops::Range;
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -479,7 +480,7 @@ fn parts_of(file: &SnapshotFile, unchanged: Option<&ContentRef>) -> Vec<Part> {
     match (&file.kind, unchanged) {
         (FileKind::Directory, _) => vec![Part::Bare(EntryKind::Directory)],
         (FileKind::Symlink { target }, _) => {
-            vec![Part::Bare(EntryKind::Symlink { target: link_target_bytes(target) })]
+            vec![Part::Bare(EntryKind::Symlink { target: target.as_os_str().as_bytes().to_vec() })]
         }
         (FileKind::File, Some(content)) => vec![Part::TakenOver(*content)],
         (FileKind::File, None) if file.size == 0 => {
@@ -557,11 +558,6 @@ fn store_span(
         let bytes = bytes.get(..length).expect("at most the span's length");
         bytes.chunks(chunk).map(|part| Ok(session.put(part)?)).collect()
     })
-}
-
-fn link_target_bytes(text: &str) -> Vec<u8> {
-    use std::os::unix::ffi::OsStringExt;
-    stillframe_capture::link_target(text).into_os_string().into_vec()
 }
 
 fn entry_of(file: &SnapshotFile, kind: EntryKind) -> Result<FileEntry, EngineError> {
