@@ -14,7 +14,9 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use bytes::Bytes;
+use futures::future::ready;
 use futures::stream::BoxStream;
+use futures::{StreamExt, TryStreamExt};
 use object_store::local::LocalFileSystem;
 use object_store::path::Path;
 use object_store::{
@@ -22,6 +24,7 @@ use object_store::{
     ObjectStore, PutMode, PutMultipartOptions, PutOptions, PutPayload, PutResult, Result,
 };
 
+use crate::directory_list::{list, refuse_strange};
 use crate::durable::{MadeDirs, sync_dir};
 use crate::{NewFile, WriteBuffers};
 
@@ -70,6 +73,15 @@ impl DirectoryStore {
     }
 }
 
+impl DirectoryStore {
+    /// An object is a plain file; to open anything else might take for ever, or lead elsewhere.
+    fn check_object(&self, location: &Path) -> Result<()> {
+        let place = self.inner.path_to_filesystem(location)?;
+        let checked = std::fs::symlink_metadata(&place).map_or(Ok(()), |meta| refuse_strange(&place, &meta));
+        checked.map_err(|source| Error::Generic { store: "directory", source: Box::new(source) })
+    }
+}
+
 impl fmt::Display for DirectoryStore {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.inner.fmt(f)
@@ -102,10 +114,12 @@ impl ObjectStore for DirectoryStore {
     }
 
     async fn get_opts(&self, location: &Path, options: GetOptions) -> Result<GetResult> {
+        self.check_object(location)?;
         self.inner.get_opts(location, options).await
     }
 
     async fn get_ranges(&self, location: &Path, ranges: &[Range<u64>]) -> Result<Vec<Bytes>> {
+        self.check_object(location)?;
         self.inner.get_ranges(location, ranges).await
     }
 
@@ -114,7 +128,7 @@ impl ObjectStore for DirectoryStore {
     }
 
     fn list(&self, prefix: Option<&Path>) -> BoxStream<'static, Result<ObjectMeta>> {
-        self.inner.list(prefix)
+        list(&self.root.path, prefix)
     }
 
     fn list_with_offset(
@@ -122,7 +136,8 @@ impl ObjectStore for DirectoryStore {
         prefix: Option<&Path>,
         offset: &Path,
     ) -> BoxStream<'static, Result<ObjectMeta>> {
-        self.inner.list_with_offset(prefix, offset)
+        let offset = offset.clone();
+        list(&self.root.path, prefix).try_filter(move |meta| ready(meta.location > offset)).boxed()
     }
 
     async fn list_with_delimiter(&self, prefix: Option<&Path>) -> Result<ListResult> {
@@ -192,6 +207,28 @@ mod tests {
             }
             assert_eq!(std::fs::read_dir(dir.path().join("packs/ab")).unwrap().count(), 7);
         }
+    }
+
+    #[tokio::test]
+    async fn what_is_no_plain_file_is_not_opened() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = DirectoryStore::open(dir.path()).unwrap();
+        let pipe = dir.path().join("pipe");
+        rustix::fs::mknodat(rustix::fs::CWD, &pipe, rustix::fs::FileType::Fifo, 0o600.into(), 0).unwrap();
+        std::os::unix::fs::symlink("/etc/hostname", dir.path().join("link")).unwrap();
+        for name in ["pipe", "link"] {
+            let path = Path::from(name);
+            assert!(store.get(&path).await.unwrap_err().to_string().contains(name));
+            assert!(store.get_range(&path, 0..1).await.is_err());
+            assert!(store.head(&path).await.is_err());
+        }
+        assert!(matches!(store.get(&Path::from("none")).await, Err(Error::NotFound { .. })));
+        store.put(&Path::from("a/b"), payload(3)).await.unwrap();
+        store.put(&Path::from("a/c"), payload(4)).await.unwrap();
+        let prefix = Path::from("a");
+        let behind = store.list_with_offset(Some(&prefix), &Path::from("a/b"));
+        let sizes: Vec<u64> = behind.map_ok(|meta| meta.size).try_collect().await.unwrap();
+        assert_eq!(sizes, [4]);
     }
 
     #[tokio::test]

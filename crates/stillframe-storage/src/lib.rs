@@ -20,6 +20,7 @@ mod attributes;
 mod bandwidth;
 mod byte_size;
 mod clock;
+mod directory_list;
 mod directory_store;
 mod durable;
 mod failpoint;

@@ -7,6 +7,7 @@ use jiff::Timestamp;
 
 use super::super::log_format::writer::append;
 use super::super::manifest_writer::{EditBytes, manifest};
+use super::super::table_identity::writer::opaque_table;
 use super::super::test_database::TestDatabase;
 use super::*;
 use crate::Engine;
@@ -97,7 +98,7 @@ fn a_roll_over_between_the_looks_leads_to_another_attempt_though_the_old_manifes
     let database = TestDatabase::new();
     with_capture(&database, |capture| {
         capture.look_first().unwrap();
-        database.write("000011.sst", &[11; 500]);
+        database.write("000011.sst", &opaque_table(11, 500));
         database.write("MANIFEST-000006", &manifest_of_table(11, 500));
         database.write("CURRENT", b"MANIFEST-000006\n");
         assert_eq!(moved(capture.look_again()), "CURRENT names another MANIFEST");
@@ -120,7 +121,7 @@ fn an_edit_between_the_looks_leads_to_another_attempt() {
     database.write("MANIFEST-000005", &before);
     with_capture(&database, |capture| {
         capture.look_first().unwrap();
-        database.write("000011.sst", &[11; 500]);
+        database.write("000011.sst", &opaque_table(11, 500));
         database.write_log("000021.log", None, 1);
         let file = File::options().write(true).open(database.dir().join("MANIFEST-000005")).unwrap();
         file.write_all_at(&after, 0).unwrap();
@@ -136,7 +137,7 @@ fn another_manifest_of_the_same_name_and_length_leads_to_another_attempt() {
     database.write("MANIFEST-000005", &manifest_of_table(10, 1000));
     with_capture(&database, |capture| {
         capture.look_first().unwrap();
-        database.write("000011.sst", &[11; 1000]);
+        database.write("000011.sst", &opaque_table(11, 1000));
         let other = manifest_of_table(11, 1000);
         assert_eq!(other.len(), database.read("MANIFEST-000005").len(), "its length does not show it");
         replace(&database.dir().join("MANIFEST-000005"), &other);
@@ -155,7 +156,7 @@ fn a_table_that_was_exchanged_together_with_the_manifest_is_pinned_anew() {
     for (size, same_time) in [(1000_usize, false), (1000, true), (900, true)] {
         let database = TestDatabase::new();
         with_capture(&database, |capture| {
-            assert_eq!(pinned_bytes(capture, "000010.sst"), [10; 1000]);
+            assert_eq!(pinned_bytes(capture, "000010.sst"), opaque_table(10, 1000));
             let table = database.dir().join("000010.sst");
             let modified = std::fs::metadata(&table).unwrap().modified().unwrap();
             replace(&table, &vec![77; size]);

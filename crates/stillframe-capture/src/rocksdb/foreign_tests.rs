@@ -10,6 +10,7 @@ use std::path::Path;
 use super::capture_with;
 use super::sabotage::Sabotage;
 use super::test_database::TestDatabase;
+use crate::rocksdb::table_identity::writer::opaque_table;
 use crate::test_support::{NOBODY, Surroundings, again, child_argument, is_root};
 use crate::{CaptureError, CaptureOptions, Context, Engine, Event, Image, Source};
 
@@ -45,7 +46,7 @@ fn a_table_that_is_cut_while_it_is_held_by_a_handle_is_named() {
         // With a unique id, the table itself is not read for its identity, where it would be found short as well.
         e.table_4(0, 12, 700, &[(12, &[12; 16])]);
     });
-    database.write("000012.sst", &[12; 700]);
+    database.write("000012.sst", &opaque_table(12, 700));
     let mode = |path: &Path, mode| std::fs::set_permissions(path, PermissionsExt::from_mode(mode)).unwrap();
     mode(database.root.path(), 0o755);
     mode(&database.dir(), 0o755);
@@ -90,7 +91,7 @@ fn more_tables_than_descriptors_are_an_error_that_says_so_and_leave_nothing() {
         }
     });
     for number in 20..120_u8 {
-        database.write(&format!("{number:06}.sst"), &[number; 700]);
+        database.write(&format!("{number:06}.sst"), &opaque_table(number, 700));
     }
     let mode = |path: &Path, mode| std::fs::set_permissions(path, PermissionsExt::from_mode(mode)).unwrap();
     mode(database.root.path(), 0o755);

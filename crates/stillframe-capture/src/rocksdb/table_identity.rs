@@ -1,7 +1,7 @@
-//! What proves that two tables are the same, read from a table's properties without decompressing anything.
+//! The end of a table, read without decompressing anything: what proves that two tables are the same, and that one is whole.
 //!
-//! Needed only for tables whose MANIFEST carries no unique id (before RocksDB 7.3). The three properties that id is made
-//! of are in tables since 6.24. Everything read here is checked against its checksum; whatever is not understood gives
+//! An identity is needed only for tables whose MANIFEST carries no unique id (before RocksDB 7.3). The three properties that id is
+//! made of are in tables since 6.24. Everything read here is checked against its checksum; whatever is not understood gives
 //! no identity, and the file is read in full.
 
 use std::fs::File;
@@ -15,6 +15,18 @@ const FOOTER: usize = 53;
 /// Checksum and compression type behind each block.
 const TRAILER: usize = 5;
 const BLOCK_BASED: u64 = 0x88e2_41b7_85f4_cff7;
+/// LevelDB's, and RocksDB's with format version 0.
+const LEGACY: u64 = 0xdb47_7524_8b80_fb57;
+const LEGACY_FOOTER: usize = 48;
+/// Other kinds of tables that RocksDB can be told to write.
+const PLAIN: u64 = 0x8242_2296_63bf_9564;
+const LEGACY_PLAIN: u64 = 0x4f34_18eb_7a8f_13b8;
+const CUCKOO: u64 = 0x9267_89d0_c5f1_7873;
+/// The newest format version whose footer is known.
+const NEWEST_FORMAT: u32 = 7;
+const CRC32C: u8 = 1;
+/// The property that some releases write in place when they ingest a table.
+const GLOBAL_SEQNO: &[u8] = b"rocksdb.external_sst_file.global_seqno";
 const EXTENDED_MAGIC: [u8; 4] = [0x3e, 0x00, 0x7a, 0x00];
 /// Metaindex and properties take about a kilobyte at the end of the file.
 const TAIL: u64 = 8 * 1024;
@@ -38,13 +50,11 @@ impl TableIdentity {
     /// Reads it from the first `size` bytes of `file`. `None`: the table has none, or it is of a kind that is not known.
     pub(crate) fn read(file: &File, size: u64) -> io::Result<Option<Self>> {
         let mut table = TableBytes::open(file, size)?;
-        let Some(footer) = table.footer() else { return Ok(None) };
-        let Some(metaindex) = table.block(&footer, footer.metaindex)? else { return Ok(None) };
-        let entries = block_entries(&metaindex).unwrap_or_default();
-        let handle = find(&entries, b"rocksdb.properties").or_else(|| find(&entries, b"rocksdb.stats"));
-        let Some(handle) = handle.and_then(Handle::decode) else { return Ok(None) };
-        let Some(properties) = table.block(&footer, handle)? else { return Ok(None) };
-        Ok(Self::from_properties(&properties))
+        let Found::Good(footer) = table.footer() else { return Ok(None) };
+        let Found::Good(metaindex) = table.block(&footer, footer.metaindex)? else { return Ok(None) };
+        let Some(handle) = properties_in(&metaindex) else { return Ok(None) };
+        let Found::Good(properties) = table.block(&footer, handle)? else { return Ok(None) };
+        Ok(properties.plain().and_then(Self::from_properties))
     }
 
     fn from_properties(block: &[u8]) -> Option<Self> {
@@ -62,6 +72,43 @@ impl TableIdentity {
             properties_hash: xxhash_rust::xxh3::xxh3_64(block),
         })
     }
+}
+
+/// What is wrong with the first `size` bytes of `file` as a table: its footer, metaindex, properties and (up to format 5) index are
+/// read and their checksums compared. `None`: nothing, as far as its kind is known. Its data blocks are not looked at.
+pub(crate) fn find_damage(file: &File, size: u64) -> io::Result<Option<&'static str>> {
+    let mut table = TableBytes::open(file, size)?;
+    let footer = match table.footer() {
+        Found::Good(footer) => footer,
+        Found::Unknown => return Ok(None),
+        Found::Damaged(what) => return Ok(Some(what)),
+    };
+    let metaindex = match table.block(&footer, footer.metaindex)? {
+        Found::Good(metaindex) => metaindex,
+        Found::Unknown => return Ok(None),
+        Found::Damaged(_) => return Ok(Some("its metaindex is not as it was written")),
+    };
+    if let Some(handle) = properties_in(&metaindex)
+        && matches!(table.block(&footer, handle)?, Found::Damaged(_))
+        && !table.was_ingested(&footer, handle)?
+    {
+        return Ok(Some("its properties are not as they were written"));
+    }
+    if let Some(handle) = footer.index
+        && matches!(table.block(&footer, handle)?, Found::Damaged(_))
+    {
+        return Ok(Some("its index is not as it was written"));
+    }
+    Ok(None)
+}
+
+/// What a look at a part of a table gave.
+enum Found<T> {
+    Good(T),
+    /// It is of a kind, or of a size, that is not read here.
+    Unknown,
+    /// What is wrong.
+    Damaged(&'static str),
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -82,6 +129,27 @@ struct Footer {
     /// Added to each checksum, mixed with the block's offset; format 6 and later.
     base_context: u32,
     metaindex: Handle,
+    /// Later formats name it in the metaindex.
+    index: Option<Handle>,
+}
+
+/// A block as it is stored.
+struct Block {
+    bytes: Vec<u8>,
+    compression: u8,
+}
+
+impl Block {
+    /// Its content, if it is not compressed.
+    fn plain(&self) -> Option<&[u8]> {
+        (self.compression == 0).then_some(&self.bytes)
+    }
+}
+
+fn properties_in(metaindex: &Block) -> Option<Handle> {
+    let entries = block_entries(metaindex.plain()?)?;
+    let handle = find(&entries, b"rocksdb.properties").or_else(|| find(&entries, b"rocksdb.stats"));
+    handle.and_then(Handle::decode)
 }
 
 struct TableBytes<'a> {
@@ -99,19 +167,26 @@ impl<'a> TableBytes<'a> {
         Ok(Self { file, size, tail })
     }
 
-    fn footer(&self) -> Option<Footer> {
+    fn footer(&self) -> Found<Footer> {
+        let magic = self.tail.last_chunk::<8>().map(|magic| u64::from_le_bytes(*magic));
+        let footer = match magic {
+            Some(BLOCK_BASED) => match self.tail.last_chunk::<FOOTER>().and_then(footer_version) {
+                Some(0..=5) => self.tail.last_chunk::<FOOTER>().and_then(Footer::with_handles),
+                Some(6..=NEWEST_FORMAT) => self.footer_with_checksum(),
+                Some(_) => return Found::Unknown,
+                None => None,
+            },
+            Some(LEGACY) => self.tail.last_chunk::<LEGACY_FOOTER>().and_then(Footer::legacy),
+            Some(PLAIN | LEGACY_PLAIN | CUCKOO) => return Found::Unknown,
+            _ => return Found::Damaged("it does not end like a table"),
+        };
+        footer.map_or(Found::Damaged("its footer cannot be read"), Found::Good)
+    }
+
+    fn footer_with_checksum(&self) -> Option<Footer> {
         let footer = self.tail.last_chunk::<FOOTER>()?;
         let mut decoder = Decoder::new(footer);
         let checksum = decoder.byte().ok()?;
-        let body = decoder.take(40).ok()?;
-        let version = decoder.fixed32().ok()?;
-        if decoder.fixed64() != Ok(BLOCK_BASED) {
-            return None;
-        }
-        if version <= 5 {
-            return Some(Footer { checksum, base_context: 0, metaindex: Handle::decode(body)? });
-        }
-        let mut decoder = Decoder::new(body);
         if decoder.take(4) != Ok(&EXTENDED_MAGIC) {
             return None;
         }
@@ -122,20 +197,52 @@ impl<'a> TableBytes<'a> {
         // The footer's own checksum is computed with its field zeroed, and placed like that of a block.
         let mut zeroed = *footer;
         zeroed.get_mut(5..9)?.fill(0);
-        let computed = checksum_of(checksum, &zeroed)?.wrapping_add(context(base_context, footer_offset));
-        if computed != stored {
+        let computed = checksum_of(checksum, &zeroed);
+        if computed.is_some_and(|sum| sum.wrapping_add(context(base_context, footer_offset)) != stored) {
             return None;
         }
         let offset = footer_offset.checked_sub(TRAILER as u64)?.checked_sub(size)?;
-        Some(Footer { checksum, base_context, metaindex: Handle { offset, size } })
+        Some(Footer { checksum, base_context, metaindex: Handle { offset, size }, index: None })
     }
 
-    /// A block that is not compressed and whose checksum is right.
-    fn block(&mut self, footer: &Footer, handle: Handle) -> io::Result<Option<Vec<u8>>> {
+    /// A block whose checksum is right.
+    fn block(&mut self, footer: &Footer, handle: Handle) -> io::Result<Found<Block>> {
+        let mut bytes = match self.stored(handle)? {
+            Found::Good(bytes) => bytes,
+            Found::Unknown => return Ok(Found::Unknown),
+            Found::Damaged(what) => return Ok(Found::Damaged(what)),
+        };
+        match footer.vouches_for(&bytes, handle) {
+            Some(true) => {}
+            Some(false) => return Ok(Found::Damaged("its checksum does not match")),
+            None => return Ok(Found::Unknown),
+        }
+        let length = bytes.len() - TRAILER;
+        let compression = *bytes.get(length).expect("the compression type begins the trailer");
+        bytes.truncate(length);
+        Ok(Found::Good(Block { bytes, compression }))
+    }
+
+    /// Whether these are properties into which a number was written when the table was ingested: their checksum is the one from
+    /// before, when a zero stood there.
+    fn was_ingested(&mut self, footer: &Footer, properties: Handle) -> io::Result<bool> {
+        let Found::Good(mut bytes) = self.stored(properties)? else { return Ok(false) };
+        let named = bytes.windows(GLOBAL_SEQNO.len()).position(|window| window == GLOBAL_SEQNO);
+        let value = named.and_then(|at| bytes.get_mut(at + GLOBAL_SEQNO.len()..)?.get_mut(..8));
+        let Some(value) = value else { return Ok(false) };
+        value.fill(0);
+        Ok(footer.vouches_for(&bytes, properties) == Some(true))
+    }
+
+    /// A block with its trailer.
+    fn stored(&mut self, handle: Handle) -> io::Result<Found<Vec<u8>>> {
         let end =
             handle.size.checked_add(TRAILER as u64).and_then(|length| handle.offset.checked_add(length));
-        if handle.size > MAX_BLOCK || end.is_none_or(|end| end > self.size) {
-            return Ok(None);
+        if end.is_none_or(|end| end > self.size) {
+            return Ok(Found::Damaged("it lies behind the end of the file"));
+        }
+        if handle.size > MAX_BLOCK {
+            return Ok(Found::Unknown);
         }
         let length = usize::try_from(handle.size).expect("at most 4 MiB") + TRAILER;
         let mut bytes = vec![0; length];
@@ -145,14 +252,39 @@ impl<'a> TableBytes<'a> {
             Some(part) => bytes.copy_from_slice(part),
             None => self.file.read_exact_at(&mut bytes, handle.offset)?,
         }
-        let Some((summed, stored)) = bytes.split_last_chunk::<4>() else { return Ok(None) };
-        let Some(computed) = checksum_of(footer.checksum, summed) else { return Ok(None) };
-        let computed = computed.wrapping_add(context(footer.base_context, handle.offset));
-        if computed != u32::from_le_bytes(*stored) || summed.last() != Some(&0) {
-            return Ok(None);
-        }
-        bytes.truncate(length - TRAILER);
-        Ok(Some(bytes))
+        Ok(Found::Good(bytes))
+    }
+}
+
+/// The version of the format, which stands before the magic number.
+fn footer_version(footer: &[u8; FOOTER]) -> Option<u32> {
+    footer.get(FOOTER - 12..)?.first_chunk().map(|version| u32::from_le_bytes(*version))
+}
+
+impl Footer {
+    /// Whether the checksum of a block and its compression type is the stored one behind them. `None`: it is of a kind not known here.
+    fn vouches_for(&self, stored: &[u8], handle: Handle) -> Option<bool> {
+        let (summed, sum) = stored.split_last_chunk::<4>().expect("a trailer is longer than that");
+        let computed = checksum_of(self.checksum, summed)?;
+        let computed = computed.wrapping_add(context(self.base_context, handle.offset));
+        Some(computed == u32::from_le_bytes(*sum))
+    }
+
+    /// `checksum type | metaindex | index | padding | version | magic`.
+    fn with_handles(footer: &[u8; FOOTER]) -> Option<Self> {
+        let (&checksum, handles) = footer.split_first()?;
+        Self::of_handles(checksum, handles)
+    }
+
+    /// `metaindex | index | padding | magic`, as LevelDB writes it.
+    fn legacy(footer: &[u8; LEGACY_FOOTER]) -> Option<Self> {
+        Self::of_handles(CRC32C, footer)
+    }
+
+    fn of_handles(checksum: u8, bytes: &[u8]) -> Option<Self> {
+        let mut decoder = Decoder::new(bytes.get(..40)?);
+        let mut handle = || Some(Handle { offset: decoder.varint64().ok()?, size: decoder.varint64().ok()? });
+        Some(Self { checksum, base_context: 0, metaindex: handle()?, index: Some(handle()?) })
     }
 }
 
@@ -169,7 +301,7 @@ fn context(base: u32, offset: u64) -> u32 {
 /// Of a block and its compression type, by the footer's checksum type; `None`: not known here.
 fn checksum_of(kind: u8, bytes: &[u8]) -> Option<u32> {
     match kind {
-        1 => Some(mask(crc32c::crc32c(bytes))),
+        CRC32C => Some(mask(crc32c::crc32c(bytes))),
         4 => {
             let (&last, block) = bytes.split_last()?;
             let hash = xxhash_rust::xxh3::xxh3_64(block) & u64::from(u32::MAX);
@@ -218,6 +350,28 @@ pub(crate) mod writer {
     use super::super::manifest_writer::put_varint;
     use super::*;
 
+    /// Bytes that end like a table of a kind that is not looked into.
+    pub(crate) fn opaque_table(fill: u8, size: usize) -> Vec<u8> {
+        let mut table = vec![fill; size - 8];
+        table.extend(PLAIN.to_le_bytes());
+        table
+    }
+
+    /// A table as LevelDB writes it, of blocks without entries.
+    pub(crate) fn legacy_table(before: usize) -> Vec<u8> {
+        let mut file = vec![9; before];
+        let handles = [(); 2].map(|()| append_block(&mut file, &block(&[]), CRC32C, 0));
+        let mut footer = Vec::new();
+        for (offset, size) in handles {
+            put_varint(&mut footer, offset);
+            put_varint(&mut footer, size);
+        }
+        footer.resize(40, 0);
+        footer.extend(LEGACY.to_le_bytes());
+        file.extend(footer);
+        file
+    }
+
     fn block(entries: &[(&[u8], &[u8])]) -> Vec<u8> {
         let mut block = Vec::new();
         for (key, value) in entries {
@@ -249,7 +403,7 @@ pub(crate) mod writer {
         let properties = block(&[
             (b"rocksdb.creating.db.identity", b"db-1"),
             (b"rocksdb.creating.session.identity", b"ABCDEFGHIJKLMNOPQRST"),
-            (b"rocksdb.external_sst_file.global_seqno", &global_seqno.to_le_bytes()),
+            (GLOBAL_SEQNO, &global_seqno.to_le_bytes()),
             (b"rocksdb.original.file.number", &[12]),
         ]);
         let (offset, size) = append_block(&mut file, &properties, kind, base);
@@ -260,8 +414,11 @@ pub(crate) mod writer {
         let (offset, size) = append_block(&mut file, &metaindex, kind, base);
         let mut footer = vec![kind];
         if version < 6 {
-            put_varint(&mut footer, offset);
-            put_varint(&mut footer, size);
+            // The metaindex, and in the place of the index the same.
+            for _ in 0..2 {
+                put_varint(&mut footer, offset);
+                put_varint(&mut footer, size);
+            }
         } else {
             footer.extend(EXTENDED_MAGIC);
             footer.extend([0; 4]);
@@ -287,7 +444,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::super::manifest_writer::{put_string, put_varint};
-    use super::writer::table;
+    use super::writer::{legacy_table, table};
     use super::*;
 
     fn read(bytes: &[u8]) -> Option<TableIdentity> {
@@ -320,14 +477,64 @@ mod tests {
         assert_eq!(read(&good[1..]), None, "blocks in the wrong place");
     }
 
+    fn damage(bytes: &[u8]) -> Option<&'static str> {
+        let mut file = tempfile::tempfile().unwrap();
+        file.write_all(bytes).unwrap();
+        find_damage(&file, bytes.len() as u64).unwrap()
+    }
+
+    #[test]
+    fn a_whole_end_is_no_damage_and_every_changed_bit_of_it_is() {
+        // Behind the handles, up to the magic number: padding, and the version, which may tell of a later kind.
+        let all = [
+            (legacy_table(100), 48 - 4),
+            (table(1, 2, 10, 0), 53 - 7),
+            (table(1, 5, 100_000, 0), 53 - 9),
+            (table(4, 5, 0, 0), 53 - 7),
+            (table(4, 6, 20_000, 0), 12),
+            (table(4, 7, 3, 0), 12),
+        ];
+        for (good, says_nothing) in all {
+            assert_eq!(damage(&good), None);
+            let begin = good.iter().position(|&byte| byte != 9).unwrap();
+            let seqno = good.windows(GLOBAL_SEQNO.len()).position(|window| window == GLOBAL_SEQNO);
+            let patched = seqno.map_or(0..0, |at| at + GLOBAL_SEQNO.len()..at + GLOBAL_SEQNO.len() + 8);
+            let open = |at: usize| {
+                // The first byte of the newer footers is the checksum's kind, and may be one that is not known here.
+                let kind = seqno.is_some() && at == good.len() - FOOTER;
+                kind || patched.contains(&at) || (good.len() - says_nothing..good.len() - 8).contains(&at)
+            };
+            for at in (begin..good.len()).filter(|at| !open(*at)) {
+                let mut bad = good.clone();
+                bad[at] ^= 0x40;
+                assert!(damage(&bad).is_some(), "byte {at} of {}", good.len());
+            }
+            assert_eq!(damage(&vec![0; good.len()]), Some("it does not end like a table"));
+            assert!(damage(&good[..good.len() - 1]).is_some());
+        }
+        assert!(damage(b"").is_some());
+        let before = table(4, 5, 0, 0);
+        let at = before.windows(GLOBAL_SEQNO.len()).position(|window| window == GLOBAL_SEQNO).unwrap();
+        let mut ingested = before;
+        ingested[at + GLOBAL_SEQNO.len()] = 77;
+        assert_eq!(damage(&ingested), None, "a number was written in place");
+        ingested[at] ^= 1;
+        assert_eq!(damage(&ingested), Some("its properties are not as they were written"));
+        for magic in [PLAIN, LEGACY_PLAIN, CUCKOO] {
+            assert_eq!(damage(&magic.to_le_bytes()), None, "known to be of another kind");
+        }
+    }
+
     proptest! {
         #[test]
         fn arbitrary_blocks_never_panic(bytes in proptest::collection::vec(any::<u8>(), 0..300)) {
             let _ = block_entries(&bytes);
             let _ = TableIdentity::from_properties(&bytes);
             let mut file = bytes.clone();
-            file.extend(BLOCK_BASED.to_le_bytes());
-            let _ = read(&file);
+            for magic in [BLOCK_BASED, LEGACY] {
+                file.extend(magic.to_le_bytes());
+                let _ = (read(&file), damage(&file));
+            }
         }
 
         #[test]

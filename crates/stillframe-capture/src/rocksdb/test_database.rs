@@ -7,6 +7,7 @@ use tokio_util::sync::CancellationToken;
 use super::log_format::writer::append;
 use super::manifest_writer::{EditBytes, manifest};
 use super::sabotage::Sabotage;
+use super::table_identity::writer::opaque_table;
 use super::{capture_with, validate};
 use crate::test_support::Surroundings;
 use crate::{
@@ -40,7 +41,7 @@ impl TestDatabase {
         database.edit(|e| {
             e.table_2(0, 10, 1000);
         });
-        database.write("000010.sst", &[10; 1000]);
+        database.write("000010.sst", &opaque_table(10, 1000));
         database.write_log("000020.log", None, 3);
         database.write("LOCK", b"");
         database.write("LOG", b"a diary\n");

@@ -12,6 +12,7 @@ use super::sabotage::Sabotage;
 use super::table_identity::writer::table;
 use super::test_database::{TestDatabase, names};
 use super::{recognise, rewrite_wal_dir, validate};
+use crate::rocksdb::table_identity::writer::opaque_table;
 use crate::test_support::{Surroundings, inventory};
 use crate::{CaptureError, CaptureOptions, Event, Role};
 
@@ -38,8 +39,8 @@ fn an_image_holds_what_is_live_and_nothing_else_and_the_source_stays_as_it_was()
         e.number(200, 1).table_4(0, 15, 8, &[(12, &[0xcd; 16])]);
     });
     database.write("000012.sst", b"obsolete, not deleted yet");
-    database.write("000014.sst", &[14; 9]);
-    database.write("000015.sst", &[15; 8]);
+    database.write("000014.sst", &opaque_table(14, 9));
+    database.write("000015.sst", &opaque_table(15, 8));
     database.write("000013.blob", &blob(162));
     database.write("000099.sst", b"an orphan of a compaction");
     database.write("000003.log", b"an old log");
@@ -202,7 +203,7 @@ fn tables_in_other_paths_are_found_by_flag_or_diary_and_else_the_flag_is_named()
     database.edit(|e| {
         e.table_3(1, 12, 1, 77);
     });
-    std::fs::write(slow.join("000012.sst"), [12; 77]).unwrap();
+    std::fs::write(slow.join("000012.sst"), opaque_table(12, 77)).unwrap();
     assert_eq!(flag(&database.capture().unwrap_err()), "--db-path");
 
     let told = CaptureOptions { db_paths: vec![database.dir(), slow.clone()], ..CaptureOptions::default() };
@@ -237,7 +238,7 @@ fn a_family_elsewhere_is_found_by_flag_and_else_the_flag_is_named() {
     database.edit(|e| {
         e.number(200, 1).table_4(1, 12, 77, &[(4, &[13])]).blob(400, 13, 2, 100);
     });
-    std::fs::write(own.join("000012.sst"), [12; 77]).unwrap();
+    std::fs::write(own.join("000012.sst"), opaque_table(12, 77)).unwrap();
     std::fs::write(own.join("000013.blob"), blob(162)).unwrap();
     assert_eq!(flag(&database.capture().unwrap_err()), "--cf-path");
     let cf_paths = [("pears/1".to_owned(), vec![own])].into();
@@ -259,7 +260,7 @@ fn a_live_file_that_is_missing_or_has_another_length_is_named() {
         matches!(&error, CaptureError::Corrupt { .. }) && error.to_string().contains("file 11 "),
         "{error}"
     );
-    database.write("000011.sst", &[0; 499]);
+    database.write("000011.sst", &opaque_table(0, 499));
     let error = database.capture().unwrap_err();
     assert!(
         error.to_string().contains("000011.sst is damaged: it has 499 bytes where its MANIFEST says 500"),
@@ -283,7 +284,7 @@ fn a_live_file_that_is_cut_while_the_logs_are_copied_is_named() {
             // With a unique id, the table itself is not read for its identity, where it would be found short as well.
             e.number(200, 0).table_4(0, 12, 700, &[(4, &[13]), (12, &[12; 16])]).blob(400, 13, 2, 100);
         });
-        database.write("000012.sst", &[12; 700]);
+        database.write("000012.sst", &opaque_table(12, 700));
         database.write("000013.blob", &blob(162));
         // Copying begins when everything is pinned and the pointers were seen to stand still: nothing but a last look at the
         // pins themselves can show this.
@@ -307,7 +308,7 @@ fn a_table_that_is_deleted_slowly_while_the_logs_are_copied_leads_to_another_att
     database.edit(|e| {
         e.deleted(0, 10).table_4(0, 12, 700, &[(12, &[12; 16])]);
     });
-    database.write("000012.sst", &[12; 700]);
+    database.write("000012.sst", &opaque_table(12, 700));
     let before = database.read("MANIFEST-000005");
     database.edit(|e| {
         e.deleted(0, 12).table_4(0, 14, 900, &[(12, &[14; 16])]);
@@ -318,7 +319,7 @@ fn a_table_that_is_deleted_slowly_while_the_logs_are_copied_leads_to_another_att
     let is_over = Cell::new(false);
     let captured = database.capture_while(|event| {
         if matches!(event, Event::Copied { .. }) && !is_over.replace(true) {
-            database.write("000014.sst", &[14; 900]);
+            database.write("000014.sst", &opaque_table(14, 900));
             database.write("MANIFEST-000005", &after);
             cut(&database, "000012.sst", 350);
             database.remove("000012.sst");
@@ -328,7 +329,7 @@ fn a_table_that_is_deleted_slowly_while_the_logs_are_copied_leads_to_another_att
     assert!(snapshot.attempts > 1, "an image that was begun with the whole table has only a part of it");
     let tables = snapshot.files.iter().filter(|file| file.role == Role::Table);
     assert_eq!(tables.map(|file| file.path.to_string()).collect::<Vec<_>>(), ["000014.sst"]);
-    assert_eq!(std::fs::read(target.join("000014.sst")).unwrap(), [14; 900]);
+    assert_eq!(std::fs::read(target.join("000014.sst")).unwrap(), opaque_table(14, 900));
     assert_eq!(std::fs::read(target.join("MANIFEST-000005")).unwrap(), after);
     assert_eq!(names(database.root.path()), ["db", "image"]);
 }
@@ -539,7 +540,7 @@ fn leveldb_is_captured_without_options_and_with_its_own_names() {
     database.edit(|e| {
         e.table_1(2, 11, 44).number(2, 19).number(9, 15);
     });
-    database.write("000011.ldb", &[1; 44]);
+    database.write("000011.ldb", &opaque_table(1, 44));
     database.write_log("000015.log", None, 1);
     database.write_log("000016.log", None, 1);
     let (target, snapshot, _) = database.keep(database.capture().unwrap(), "image");
@@ -647,7 +648,7 @@ fn a_copy_never_takes_the_tables_of_the_original_that_its_diary_names() {
         database.edit(|e| {
             e.table_3(1, 12, 1, 77);
         });
-        std::fs::write(slow.join("000012.sst"), [12; 77]).unwrap();
+        std::fs::write(slow.join("000012.sst"), opaque_table(12, 77)).unwrap();
         let line = |dir: PathBuf| format!("x 1 SST files in {} dir, Total Num: 1, files: \n", dir.display());
         let diary = line(database.dir()) + &line(slow.clone());
         (database, slow, diary)

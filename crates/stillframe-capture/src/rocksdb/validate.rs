@@ -14,7 +14,9 @@ use super::logs::BrokenLog;
 use super::manifest::Manifest;
 use super::options_file::OptionsFile;
 use super::setback::Setback;
+use super::table_identity::find_damage;
 use super::version_fold::{Family, VersionFold};
+use crate::capture::check;
 use crate::pin::{FileMeta, SourceDir, os};
 use crate::{CaptureError, ValidationReport};
 
@@ -114,7 +116,9 @@ impl Checked<'_> {
             return Err(CaptureError::Corrupt { path: manifest.path().to_owned(), what });
         }
         for (&number, table) in &family.tables {
-            self.live_file(&table_names(number, false), table.size, &name)?;
+            check(self.cancel)?;
+            let path = self.live_file(&table_names(number, false), table.size, &name)?;
+            check_table(path, table.size)?;
         }
         for (number, size) in family.live_blobs() {
             let path = self.live_file(&[blob_name(number)], size, &name)?;
@@ -229,6 +233,14 @@ impl Checked<'_> {
             ));
         }
         Ok(())
+    }
+}
+
+fn check_table(path: PathBuf, size: u64) -> Result<(), CaptureError> {
+    let file = File::open(&path).map_err(CaptureError::io("open", &path))?;
+    match find_damage(&file, size).map_err(CaptureError::io("read", &path))? {
+        None => Ok(()),
+        Some(what) => Err(CaptureError::Corrupt { path, what: what.to_owned() }),
     }
 }
 
