@@ -35,7 +35,8 @@ const OWNER_WRITES: u32 = 0o200;
 /// A crash-consistent copy of a source at one instant: what the source's directory was, as a kill of its process at that
 /// instant would have left it.
 ///
-/// It lives in staging directories beside the source and keeps files alive there; dropping it lets go of everything. [`Self::keep`] makes a directory of it that stays.
+/// It lives in staging directories beside the source and keeps files alive there; dropping it lets go of everything.
+/// [`Self::keep`] makes a directory of it that stays.
 #[derive(Debug)]
 pub struct Image {
     snapshot: Snapshot,
@@ -203,6 +204,9 @@ impl Image {
         let publisher = own.unwrap_or_else(|| staging.into_image_dir());
         publisher.publish_part(&base, target).map_err(|error| match error {
             PublishError::Occupied(path) => CaptureError::Occupied(path),
+            PublishError::NotDurable { path, source } => {
+                CaptureError::from_io("make durable, though it is there and whole,", &path, source)
+            }
             PublishError::Io { path, source } => CaptureError::from_io("publish", &path, source),
         })?;
         if let Some(mode) = snapshot.directory.map(|like| like.mode).filter(|mode| mode & OWNER_WRITES == 0) {
@@ -470,6 +474,19 @@ fn apply(file: &File, path: &Path, attributes: &Attributes) -> Result<(), Captur
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_is_made_of_a_file_in_everybodys_directory_is_not_everybodys() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("db");
+        std::fs::write(&file, "").unwrap();
+        for (mode, kept) in [(0o1777, 0o775), (0o750, 0o750), (0o2777, 0o2775)] {
+            std::fs::set_permissions(dir.path(), Permissions::from_mode(mode)).unwrap();
+            assert_eq!(attributes_of(&file).unwrap().mode, kept, "{mode:o}");
+            assert_eq!(attributes_of(dir.path()).unwrap().mode, mode, "a directory of its own is as it was");
+        }
+        std::fs::set_permissions(dir.path(), Permissions::from_mode(0o700)).unwrap();
+    }
 
     #[test]
     fn a_copy_ends_when_it_is_cancelled() {

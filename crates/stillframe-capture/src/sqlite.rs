@@ -3,8 +3,9 @@
 //! The one engine that is not captured from outside: a database is one file that changes in place, so only its own
 //! locks can hold an instant. `begin` opens the database read-only and starts a read transaction, `finish` copies inside it: the
 //! file's bytes, several times as fast as SQLite's online backup brings page after page, and over them the pages of the log
-//! (see [`wal`]). Where the log is not as expected, the online backup does it. In WAL mode writers go on. In rollback mode their commits wait, or fail where the application sets no busy
-//! timeout, for as long as the transaction lives: `sqlite_lock_timeout` bounds that.
+//! (see [`wal`]). Where the log is not as expected, the online backup does it. In WAL mode writers go on. In rollback mode their
+//! commits wait, or fail where the application sets no busy timeout, for as long as the transaction lives: `sqlite_lock_timeout`
+//! bounds that.
 //!
 //! Nothing of the database is changed: it is never checkpointed, a hot journal is never rolled back, and a write-ahead log is
 //! never removed. SQLite itself makes an empty `-wal` and a `-shm` beside a WAL database that nobody has open; where they

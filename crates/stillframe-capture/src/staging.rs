@@ -133,7 +133,8 @@ fn staging_error(parent: &Path, error: std::io::Error) -> CaptureError {
         CaptureError::Permission { action, path, .. } => CaptureError::Permission {
             action,
             path,
-            hint: "; choose a directory on the same file system with --staging".to_owned(),
+            hint: "; choose another with --staging (for RocksDB and fjall on the file system of the source)"
+                .to_owned(),
         },
         other => other,
     }

@@ -59,3 +59,48 @@ pub(crate) fn until_still<T>(
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicU64, Ordering};
+
+    use stillframe_storage::Clock;
+    use tokio_util::sync::CancellationToken;
+
+    use super::*;
+
+    /// Ten milliseconds pass between two looks.
+    #[derive(Debug, Default)]
+    struct Ticking(AtomicU64);
+
+    impl Clock for Ticking {
+        fn now(&self) -> Timestamp {
+            Timestamp::UNIX_EPOCH
+        }
+
+        fn monotonic(&self) -> Duration {
+            Duration::from_millis(10 * self.0.fetch_add(1, Ordering::Relaxed))
+        }
+    }
+
+    #[test]
+    fn it_ends_with_the_first_vain_attempt_behind_the_deadline() {
+        for deadline in [0, 95, 400] {
+            let deadline = Duration::from_millis(deadline);
+            let (clock, cancel) = (Ticking::default(), CancellationToken::new());
+            let context =
+                Context { clock: &clock, cancel: &cancel, events: &|_| {}, random_name: &String::new };
+            let outcome = until_still(Path::new("/db"), deadline, &context, || {
+                Ok(Attempt::<()>::Moved("a pointer".to_owned()))
+            });
+            match outcome {
+                Err(CaptureError::TooBusy { waited, moved, .. }) => {
+                    assert_eq!(moved, "a pointer");
+                    let late = waited.checked_sub(deadline).expect("it waited as long as it was told");
+                    assert!(late <= Duration::from_millis(30), "{waited:?} of {deadline:?}");
+                }
+                other => panic!("{:?}", other.map(|_| ())),
+            }
+        }
+    }
+}

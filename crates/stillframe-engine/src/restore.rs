@@ -109,6 +109,9 @@ pub async fn restore(
         failpoint("restore::synced");
         staging.publish(&target).map_err(|error| match error {
             PublishError::Occupied(path) => EngineError::Occupied(path),
+            PublishError::NotDurable { path, source } => {
+                EngineError::io("make durable, though it is there and whole,", &path)(source)
+            }
             PublishError::Io { path, source } => EngineError::io("publish", &path)(source),
         })
     });

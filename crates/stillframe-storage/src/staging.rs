@@ -47,6 +47,14 @@ pub enum PublishError {
     /// The final name is taken by something that is not an empty directory. Choose another one.
     #[error("{0} already exists and is not an empty directory")]
     Occupied(PathBuf),
+    /// It is there, whole, and its name may still be lost in a power cut.
+    #[error("{path} is there, but its name could not be made durable: {source}")]
+    NotDurable {
+        /// What was published to.
+        path: PathBuf,
+        /// What the file system said.
+        source: io::Error,
+    },
     /// The file system refused.
     #[error("{path}: {source}")]
     Io {
@@ -111,7 +119,7 @@ impl StagingDir {
             Some(parent) if !parent.as_os_str().is_empty() => parent,
             _ => Path::new("."),
         };
-        sync_dir(parent).map_err(io_error)
+        sync_dir(parent).map_err(|source| PublishError::NotDurable { path: target.to_owned(), source })
     }
 }
 

@@ -118,6 +118,14 @@ def sharp(trial):
         said = program.run("verify", "latest", "-r", repo, "--level", "open", expect=DAMAGED)
         if log.name not in said.err:
             raise Failed(f"the log is not named: {said.err}")
+    with trial.report.check("a table of zeros, as a power cut leaves it, is not called sound"):
+        program, image = trial.program(), root / "zeros"
+        program.image(f"rocksdb:{bench.dir}", image, "--copy")
+        table = db_bench.live_tables(image)[-1]
+        table.write_bytes(bytes(os.path.getsize(table)))
+        said = program.run("image", "validate", image, expect=DAMAGED)
+        if table.name not in said.err:
+            raise Failed(f"{table.name} is not named: {said.err}")
     trial.workplace.remove(root)
 
 
