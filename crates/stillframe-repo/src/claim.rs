@@ -13,7 +13,7 @@ const DIRECTORY: &str = "unsealed";
 /// The note of whoever is about to write one; in this directory like the others, but with no manifest's name.
 const UNBORN: &str = "unborn";
 
-/// A file `unsealed/<manifest id>` below the repository's cache directory, locked for as long as its owner lives. The
+/// A file `unsealed/<manifest id>` below the repository's state directory, locked for as long as its owner lives. The
 /// kernel lets go of the lock in whatever way the owner ends, so no clock and no process id is needed.
 #[derive(Debug)]
 pub(crate) struct Claim {
@@ -25,13 +25,16 @@ pub(crate) struct Claim {
 
 impl Claim {
     /// Written before the manifest is put.
-    pub(crate) fn new(cache_dir: &Path, id: BackupId) -> Self {
-        let directory = cache_dir.join(DIRECTORY);
+    pub(crate) fn new(state: &Path, id: BackupId) -> Self {
+        let directory = state.join(DIRECTORY);
         let path = directory.join(id.to_string());
         let lock = match Self::create(&directory, &path) {
             Ok(file) => Some(file),
             Err(error) => {
-                tracing::warn!(path = %path.display(), %error, "cannot note an unsealed backup");
+                tracing::warn!(
+                    path = %path.display(), %error,
+                    "that a backup is being finished cannot be noted: if this run is killed, what it leaves is not taken away by the next"
+                );
                 None
             }
         };
@@ -58,8 +61,8 @@ impl Claim {
     }
 
     /// Takes over the notes of owners that are gone.
-    pub(crate) fn of_the_dead(cache_dir: &Path) -> Vec<Self> {
-        let Ok(entries) = std::fs::read_dir(cache_dir.join(DIRECTORY)) else { return Vec::new() };
+    pub(crate) fn of_the_dead(state: &Path) -> Vec<Self> {
+        let Ok(entries) = std::fs::read_dir(state.join(DIRECTORY)) else { return Vec::new() };
         let claims = entries.filter_map(|entry| {
             let path = entry.ok()?.path();
             let id = path.file_name()?.to_str()?.parse().ok()?;

@@ -1,10 +1,12 @@
-//! Packs that this machine found damaged: what is written from now on relies on none of them.
+//! Packs that were found damaged: what this user writes from this machine from now on relies on none of them.
 //!
-//! Each is an empty file below the cache directory, so that processes need no lock to share them, and that emptying the cache
-//! costs no more than finding out again. Nothing about the packs is decided here: reading goes on trying them.
+//! Each is an empty file below the state directory, so that processes need no lock to share them. They are no cache: a backup that
+//! takes over what an earlier one stored does not read it, and would not find out again. Nothing about the packs is decided here:
+//! reading goes on trying them.
 
 use std::collections::HashSet;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{PoisonError, RwLock};
 
 use crate::PackId;
@@ -15,15 +17,17 @@ pub(crate) struct Distrust {
     directory: PathBuf,
     /// Those of the directory when it was last looked at, and those that were added since.
     known: RwLock<HashSet<PackId>>,
+    /// One could not be noted: the next process does not know of it.
+    unnoted: AtomicBool,
 }
 
 impl Distrust {
-    pub(crate) fn new(cache_dir: &Path) -> Self {
-        let directory = cache_dir.join("distrusted");
-        Self { known: RwLock::new(read(&directory)), directory }
+    pub(crate) fn new(state: &Path) -> Self {
+        let directory = state.join("distrusted");
+        Self { known: RwLock::new(read(&directory)), directory, unnoted: AtomicBool::new(false) }
     }
 
-    /// Notes a pack in which something is damaged. What cannot be noted is found again by the next one who looks.
+    /// Notes a pack in which something is damaged.
     pub(crate) fn add(&self, pack: PackId) {
         if !self.known.write().unwrap_or_else(PoisonError::into_inner).insert(pack) {
             return;
@@ -31,8 +35,17 @@ impl Distrust {
         let path = self.directory.join(pack.to_string());
         let noted = std::fs::create_dir_all(&self.directory).and_then(|()| std::fs::write(path, b""));
         if let Err(error) = noted {
-            tracing::debug!(%pack, %error, "a damaged pack could not be noted");
+            self.unnoted.store(true, Ordering::Relaxed);
+            tracing::warn!(
+                path = %self.directory.display(), %error,
+                "that a pack is damaged cannot be noted for later backups: back up with --anew"
+            );
         }
+    }
+
+    /// Whether the next process knows of all of them.
+    pub(crate) fn is_noted(&self) -> bool {
+        !self.unnoted.load(Ordering::Relaxed)
     }
 
     /// The whole of a pack was read and is as it was written: somebody brought it back.

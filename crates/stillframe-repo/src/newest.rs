@@ -10,11 +10,11 @@ pub(crate) struct Newest {
 }
 
 impl Newest {
-    pub(crate) fn new(cache_dir: &Path) -> Self {
-        Self { path: cache_dir.join("newest") }
+    pub(crate) fn new(state: &Path) -> Self {
+        Self { path: state.join("newest") }
     }
 
-    /// `None` where nothing is known, which is no worse than on a new machine.
+    /// `None` where nothing is known, as on a new machine.
     pub(crate) fn get(&self) -> Option<Timestamp> {
         std::fs::read_to_string(&self.path).ok()?.trim().parse().ok()
     }
@@ -25,8 +25,9 @@ impl Newest {
             return;
         }
         let draft = self.path.with_extension(format!("{}", std::process::id()));
-        let written =
-            std::fs::write(&draft, created.to_string()).and_then(|()| std::fs::rename(&draft, &self.path));
+        let written = std::fs::create_dir_all(self.path.parent().unwrap_or(Path::new(".")))
+            .and_then(|()| std::fs::write(&draft, created.to_string()))
+            .and_then(|()| std::fs::rename(&draft, &self.path));
         if let Err(error) = written {
             tracing::debug!(%error, "the time of the newest backup could not be noted");
         }

@@ -18,6 +18,7 @@ use crate::index_cache::IndexCache;
 use crate::key_object::{KeyDescription, KeyObject, Passphrase, PassphraseCost};
 use crate::key_ring::KeyRing;
 use crate::layout::{CONFIG_OBJECT, Kind, ObjectName};
+use crate::local_dirs::LocalDirs;
 use crate::manifest::Manifest;
 use crate::newest::Newest;
 use crate::object_io::{Listed, ObjectIo};
@@ -98,7 +99,7 @@ struct Inner {
     encrypted: bool,
     index: Arc<Index>,
     newest: Newest,
-    cache_dir: PathBuf,
+    state: PathBuf,
 }
 
 /// What a repository is and how much is in it.
@@ -169,10 +170,15 @@ struct BackupIds {
 }
 
 impl Repository {
-    /// Makes a repository in `store`, which must hold nothing of one, and opens it. See [`Self::open`] for `cache_dir`.
+    /// Makes a repository in `store`, which must hold nothing of one, and opens it. `dirs` is what this
+    /// user has on this machine.
     ///
     /// `stillframe.json` is put last: killed before, this leaves a key that belongs to nothing, and can be run again.
-    pub async fn init(store: Arc<dyn ObjectStore>, options: &InitOptions, cache_dir: &Path) -> Result<Self> {
+    pub async fn init(
+        store: Arc<dyn ObjectStore>,
+        options: &InitOptions,
+        dirs: impl Into<LocalDirs>,
+    ) -> Result<Self> {
         if !PACK_SIZES.contains(&options.pack_size) {
             return Err(Error::Invalid("the size of a pack must be between 4 KiB and 128 MiB".into()));
         }
@@ -202,19 +208,20 @@ impl Repository {
             return Err(Error::Occupied { found: CONFIG_OBJECT.into(), whole: true });
         }
         failpoint("repo::config-stored");
-        Self::assemble(config, io, ring, key, encrypted, cache_dir).await
+        Self::assemble(config, io, ring, key, encrypted, &dirs.into()).await
     }
 
-    /// Opens the repository in `store`.
-    ///
-    /// `cache_dir` is a directory of the user on this machine, shared by all repositories and processes; the index is
-    /// cached there. It may be emptied at any time, though not below a running process.
-    pub async fn open(store: Arc<dyn ObjectStore>, unlock: &Unlock, cache_dir: &Path) -> Result<Self> {
+    /// Opens the repository in `store`. `dirs` is what this user has on this machine.
+    pub async fn open(
+        store: Arc<dyn ObjectStore>,
+        unlock: &Unlock,
+        dirs: impl Into<LocalDirs>,
+    ) -> Result<Self> {
         let io = ObjectIo::new(store);
         let config = read_config(&io).await?;
         let (ring, key) = unlock_ring(&io, config.id, unlock).await?;
         let encrypted = matches!(unlock, Unlock::Passphrase(_));
-        Self::assemble(config, io, Arc::new(ring), key, encrypted, cache_dir).await
+        Self::assemble(config, io, Arc::new(ring), key, encrypted, &dirs.into()).await
     }
 
     async fn assemble(
@@ -223,15 +230,15 @@ impl Repository {
         ring: Arc<KeyRing>,
         key: ObjectId,
         encrypted: bool,
-        cache_dir: &Path,
+        dirs: &LocalDirs,
     ) -> Result<Self> {
-        let cache_dir = cache_dir.join(config.id.to_string());
-        let (cache_ring, dir) = (Arc::clone(&ring), cache_dir.clone());
-        let cache = blocking(move || IndexCache::open(cache_ring, &dir)).await?;
-        let distrust = Distrust::new(&cache_dir);
+        let LocalDirs { cache, state } = dirs.of(&config.id.to_string());
+        let cache_ring = Arc::clone(&ring);
+        let cache = blocking(move || IndexCache::open(cache_ring, &cache)).await?;
+        let distrust = Distrust::new(&state);
         let index = Arc::new(Index::new(Arc::clone(&ring), io.clone(), cache, distrust));
-        let newest = Newest::new(&cache_dir);
-        Ok(Self { inner: Arc::new(Inner { config, io, ring, key, encrypted, index, newest, cache_dir }) })
+        let newest = Newest::new(&state);
+        Ok(Self { inner: Arc::new(Inner { config, io, ring, key, encrypted, index, newest, state }) })
     }
 
     /// Its id, for life.
@@ -260,8 +267,14 @@ impl Repository {
         &self.inner.newest
     }
 
-    pub(crate) fn cache_dir(&self) -> &Path {
-        &self.inner.cache_dir
+    /// See [`LocalDirs::state`].
+    pub(crate) fn state(&self) -> &Path {
+        &self.inner.state
+    }
+
+    /// Whether every pack that was found damaged is noted, so that no later backup of this user relies on it.
+    pub fn damage_is_noted(&self) -> bool {
+        self.index().distrust().is_noted()
     }
 
     /// That this is still the repository that was opened, with the key that opened it: somebody may have removed it or made another in

@@ -318,10 +318,10 @@ async fn a_sweep_that_ends_between_a_writers_two_lists_is_noticed() {
 #[tokio::test(flavor = "multi_thread")]
 async fn the_note_of_a_sealed_backup_costs_nothing_but_the_note() {
     let (scene, first) = scene(false).await;
-    drop(crate::claim::Claim::new(scene.repository.cache_dir(), first));
+    drop(crate::claim::Claim::new(scene.repository.state(), first));
     scene.repository.remove_leftovers().await.unwrap();
     assert_eq!(read(&scene.repository, first).await.unwrap(), scene.content);
-    assert!(crate::claim::Claim::of_the_dead(scene.repository.cache_dir()).is_empty());
+    assert!(crate::claim::Claim::of_the_dead(scene.repository.state()).is_empty());
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -183,7 +183,7 @@ impl Repository {
     /// Removes what earlier runs of this machine left unsealed when they were killed. What cannot be removed now is tried
     /// again by the next run.
     pub async fn remove_leftovers(&self) -> Result<()> {
-        for claim in Claim::of_the_dead(self.cache_dir()) {
+        for claim in Claim::of_the_dead(self.state()) {
             if self.is_sealed(claim.id).await? {
                 claim.settle();
             } else {
@@ -292,14 +292,14 @@ impl Writer<'_> {
             format: MANIFEST_FORMAT,
             id,
             repository: self.repository.id(),
-            created: self.time_of_creation(),
+            created: self.time_of_creation().await?,
             base: session.base().filter(|_| session.needs_base()),
             draft,
             statistics,
         };
         let (payload, hash) = manifest.encode(self.repository.ring())?;
         failpoint("repo::flushed");
-        self.claims.push(Claim::new(self.repository.cache_dir(), id));
+        self.claims.push(Claim::new(self.repository.state(), id));
         failpoint("repo::claimed");
         io.put(ObjectName::new(Kind::Manifest, id), payload).await?;
         failpoint("repo::manifest-stored");
@@ -317,16 +317,20 @@ impl Writer<'_> {
         }
     }
 
-    /// After that of every backup that this machine knows of.
-    fn time_of_creation(&self) -> Timestamp {
+    /// After that of every backup that is known here. Where nothing is known yet, the backups that are there are read, once.
+    async fn time_of_creation(&self) -> Result<Timestamp> {
         let now = self.options.clock.now();
-        match self.repository.newest().get() {
+        let newest = match self.repository.newest().get() {
+            None => self.repository.backups().await?.readable.last().map(|newest| newest.created),
+            known => known,
+        };
+        Ok(match newest {
             Some(newest) if newest >= now => {
                 self.emit(WriteEvent::ClockBehind { newest });
                 newest.saturating_add(SignedDuration::from_micros(1)).unwrap_or(now)
             }
             _ => now,
-        }
+        })
     }
 
     /// Step 3. The order is the protocol: marks, THEN packs, THEN the base's manifest. `None`: all is there.

@@ -9,6 +9,7 @@ mod console;
 mod demo;
 mod failure;
 mod interrupt;
+mod log_layer;
 mod passphrase;
 mod place;
 mod repository;
@@ -18,35 +19,20 @@ mod sizes;
 use std::io::Write;
 use std::process::ExitCode;
 
-use clap::{CommandFactory, Parser};
-use tracing_subscriber::EnvFilter;
-
 use crate::cli::{Cli, Command};
 use crate::console::say;
 use crate::failure::{Failure, Kind, exit_code};
 use crate::session::Session;
-
-/// What nobody returns as an error and somebody should know. That a history was damaged, the session says itself.
-const LOGGED: &str = "warn,stillframe_jobs::history_file=error";
+use clap::{CommandFactory, Parser};
 
 fn main() -> ExitCode {
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
         Err(error) => return refuse(&error),
     };
-    let filter = EnvFilter::try_from_env("STILLFRAME_LOG").unwrap_or_else(|_| EnvFilter::new(LOGGED));
-    let colour = std::io::IsTerminal::is_terminal(&std::io::stderr());
-    tracing_subscriber::fmt()
-        .with_env_filter(filter)
-        .without_time()
-        .with_target(false)
-        .with_ansi(colour)
-        .with_writer(std::io::stderr)
-        // What cannot be logged would be told on standard error, which panics.
-        .log_internal_errors(false)
-        .init();
-    raise_descriptor_limit();
     let session = Session::new(cli.json, cli.quiet);
+    log_layer::start(&session.console);
+    raise_descriptor_limit();
     let runtime = match tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build() {
         Ok(runtime) => runtime,
         Err(error) => {

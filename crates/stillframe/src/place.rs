@@ -2,12 +2,14 @@
 
 use std::path::PathBuf;
 
+use stillframe_repo::LocalDirs;
+
 use crate::failure::{Failure, Kind};
 
-/// The job history: `STILLFRAME_STATE_DIR`, else the XDG state directory of the user, else (root without a home) below
+/// The job history, and what is noted of repositories: `STILLFRAME_STATE_DIR`, else the XDG state directory of the user, else (root without a home) below
 /// `/var/lib`.
 pub fn state_dir() -> Result<PathBuf, Failure> {
-    let path = directory("STILLFRAME_STATE_DIR", "XDG_STATE_HOME", ".local/state", "/var/lib/stillframe");
+    let path = state_path();
     std::fs::create_dir_all(&path).map_err(|error| {
         let place = path.display();
         Failure::new(
@@ -18,8 +20,18 @@ pub fn state_dir() -> Result<PathBuf, Failure> {
     Ok(path)
 }
 
-/// The index cache, safe to delete at any time, and not needed where it cannot be made: `STILLFRAME_CACHE_DIR`, else the XDG cache directory of the user, else below
-/// `/var/cache`.
+/// The same, whether or not it can be made: what is noted there is not what the work needs to be right.
+fn state_path() -> PathBuf {
+    directory("STILLFRAME_STATE_DIR", "XDG_STATE_HOME", ".local/state", "/var/lib/stillframe")
+}
+
+/// Where what belongs to repositories is kept.
+pub fn local_dirs() -> LocalDirs {
+    LocalDirs { cache: cache_dir(), state: state_path().join("repositories") }
+}
+
+/// The index cache, safe to delete at any time, and not needed where it cannot be made: `STILLFRAME_CACHE_DIR`, else the XDG cache
+/// directory of the user, else below `/var/cache`.
 pub fn cache_dir() -> PathBuf {
     directory("STILLFRAME_CACHE_DIR", "XDG_CACHE_HOME", ".cache", "/var/cache/stillframe")
 }

@@ -1,9 +1,10 @@
 //! From options to an open repository.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 
-use stillframe_repo::{Encryption, InitOptions, Passphrase, Repository, Unlock};
+use jiff::SignedDuration;
+use stillframe_repo::{BackupId, Encryption, InitOptions, LocalDirs, Passphrase, Repository, Unlock};
 use stillframe_storage::object_store::ObjectStore;
 use stillframe_storage::{Clock, Location, LocationError, MadeDirs, UploadLock, lies_within, open};
 
@@ -11,6 +12,7 @@ use crate::cli::{PassphraseArgs, RepoArgs};
 use crate::failure::{Failure, Kind};
 use crate::passphrase::{Question, Secret, obtain};
 use crate::place;
+use crate::session::Session;
 
 /// What stands in the directory of a repository; which of them make it one, the repository itself says.
 const OBJECTS: [&str; 8] =
@@ -19,7 +21,7 @@ const OBJECTS: [&str; 8] =
 /// A repository that is known to be there, and all that opening it needs to be asked.
 pub struct Opening {
     location: Location,
-    cache: PathBuf,
+    dirs: LocalDirs,
     state: State,
 }
 
@@ -34,8 +36,8 @@ impl Opening {
     pub async fn prepare(args: &RepoArgs) -> Result<Self, Failure> {
         let location: Location = args.repo.parse()?;
         let store = open(&location).map_err(|error| missing(&location, error))?;
-        let cache = place::cache_dir();
-        let state = match Repository::open(store.clone(), &Unlock::None, &cache).await {
+        let dirs = place::local_dirs();
+        let state = match Repository::open(store.clone(), &Unlock::None, dirs.clone()).await {
             Ok(repository) => State::Open(repository),
             Err(stillframe_repo::Error::PassphraseNeeded) => {
                 let variable = "STILLFRAME_PASSPHRASE";
@@ -46,7 +48,7 @@ impl Opening {
             }
             Err(error) => return Err(in_place(&location, error)),
         };
-        Ok(Self { location, cache, state })
+        Ok(Self { location, dirs, state })
     }
 
     /// To be held while something is written into it.
@@ -91,11 +93,30 @@ impl Opening {
     pub async fn open(self) -> Result<Repository, Failure> {
         match self.state {
             State::Open(repository) => Ok(repository),
-            State::Locked(store, unlock) => Repository::open(store, &unlock, &self.cache)
+            State::Locked(store, unlock) => Repository::open(store, &unlock, self.dirs)
                 .await
                 .map_err(|error| in_place(&self.location, error)),
         }
     }
+}
+
+/// One that is dated later than this has a wrong date.
+const CLOCKS_DIFFER: SignedDuration = SignedDuration::from_mins(1);
+
+/// Which backup is meant. `latest` goes by the clocks of those who made the backups, so one from the future stands before whatever
+/// was made since: that is said.
+pub async fn pick(session: &Session, repo: &Repository, text: &str) -> Result<BackupId, Failure> {
+    let id = repo.resolve(text).await?;
+    if text == "latest" {
+        let created = repo.manifest(id).await?.created;
+        if created.duration_since(session.clock.now()) > CLOCKS_DIFFER {
+            session.console.warn(format!(
+                "the latest backup, {id}, is dated {created}, which is still to come: a clock is or was wrong, and a backup that is \
+                 newer may count as older; `stillframe snapshots` lists all, an id picks one"
+            ));
+        }
+    }
+    Ok(id)
 }
 
 /// Opens the repository that the options name.
@@ -147,7 +168,7 @@ pub async fn init_repository(
     // Sweeps: only now is it known that nothing here is anybody else's.
     let _uploads = UploadLock::take(&location);
     let options = InitOptions { label: "first".to_owned(), ..InitOptions::new(encryption, clock) };
-    let repository = Repository::init(store, &options, &place::cache_dir()).await;
+    let repository = Repository::init(store, &options, place::local_dirs()).await;
     let repository = repository.map_err(|error| in_place(&location, error))?;
     if let Some(made) = made {
         made.keep();

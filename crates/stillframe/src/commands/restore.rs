@@ -9,7 +9,7 @@ use stillframe_storage::path_text;
 
 use crate::cli::Restore;
 use crate::failure::{Failure, Kind};
-use crate::repository::Opening;
+use crate::repository::{Opening, pick};
 use crate::session::{Session, full_share};
 use crate::sizes::{bytes, count, span};
 
@@ -24,7 +24,7 @@ pub async fn run(session: &Session, args: &Restore) -> Result<(), Failure> {
     let opening = Opening::prepare(&args.repo).await?;
     opening.refuse_inside("--to", &args.to)?;
     let repo = opening.open().await?;
-    let backup = repo.resolve(&args.backup).await?;
+    let backup = pick(session, &repo, &args.backup).await?;
     let options = RestoreOptions { target: args.to.clone(), source: args.source.clone(), map };
     let began = session.clock.monotonic();
     let subject = format!("{backup} to {}", args.to.display());

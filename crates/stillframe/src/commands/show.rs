@@ -8,14 +8,14 @@ use stillframe_repo::{FileKind, Repository, SourceManifest};
 use crate::cli::Show;
 use crate::commands::snapshots;
 use crate::failure::Failure;
-use crate::repository::open_repository;
+use crate::repository::{open_repository, pick};
 use crate::session::Session;
 use crate::sizes::{bytes, count, span};
 
 /// Everything about one backup.
 pub async fn run(session: &Session, args: &Show) -> Result<(), Failure> {
     let repo = open_repository(&args.repo).await?;
-    let id = repo.resolve(&args.backup).await?;
+    let id = pick(session, &repo, &args.backup).await?;
     let manifest = repo.manifest(id).await?;
     let (draft, statistics) = (&manifest.draft, &manifest.statistics);
     let console = &session.console;

@@ -7,7 +7,7 @@ use stillframe_jobs::Phase;
 use crate::cli::{Level, Verify};
 use crate::commands::{from_here, refuse_no_directory};
 use crate::failure::{Failure, Kind};
-use crate::repository::Opening;
+use crate::repository::{Opening, pick};
 use crate::session::{Session, full_share};
 use crate::sizes::{bytes, count, span};
 
@@ -18,7 +18,7 @@ pub async fn run(session: &Session, args: &Verify) -> Result<(), Failure> {
     let staging = args.staging.as_deref().map_or_else(std::env::temp_dir, from_here);
     opening.refuse_inside("--staging", &staging)?;
     let repo = opening.open().await?;
-    let backup = repo.resolve(&args.backup).await?;
+    let backup = pick(session, &repo, &args.backup).await?;
     let level = match args.level {
         Level::Exists => verify::Level::Exists,
         Level::Hash => verify::Level::Hash,
@@ -47,8 +47,12 @@ pub async fn run(session: &Session, args: &Verify) -> Result<(), Failure> {
                     )
                 } else {
                     format!(
-                        "backup {backup} is damaged: {first}{more}; later backups from this machine store what they need of it again \
-                         (from others: backup --anew)"
+                        "backup {backup} is damaged: {first}{more}; {}",
+                        if repo.damage_is_noted() {
+                            "your later backups from this machine store what they need of it again (from others: backup --anew)"
+                        } else {
+                            "back up with --anew: it could not be noted for later backups"
+                        }
                     )
                 };
                 return Err(Failure::new(Kind::Damaged, message));
