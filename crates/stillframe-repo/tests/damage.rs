@@ -9,8 +9,8 @@ use std::sync::Arc;
 
 use futures::TryStreamExt;
 use stillframe_repo::{
-    BackupId, ContentRef, Error, FileKind, Repository, VerifyLevel, VerifyOptions, VerifyReport,
-    check_objects,
+    BackupId, ContentRef, Error, FileKind, LocalDirs, Repository, Unlock, VerifyLevel, VerifyOptions,
+    VerifyReport, check_objects,
 };
 use stillframe_storage::object_store::memory::InMemory;
 use stillframe_storage::object_store::path::Path;
@@ -419,6 +419,29 @@ async fn what_was_seen_to_be_damaged_is_relied_on_by_no_later_backup() {
         assert!(report.is_sound(), "{how}: {report:?}");
         assert_eq!(&read(&repository, again.id).await.unwrap(), files, "{how}");
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn emptying_the_cache_forgets_no_damage() {
+    let scene = scene().await;
+    let dir = tempfile::tempdir().unwrap();
+    let dirs = LocalDirs { cache: dir.path().join("cache"), state: dir.path().join("state") };
+    let open = async || Repository::open(scene.store.clone(), &Unlock::None, dirs.clone()).await.unwrap();
+    for path in objects(&scene.store, "packs/").await {
+        change(&scene.store, &path, |bytes| bytes[200] ^= 1).await;
+    }
+    let repository = open().await;
+    let report = repository.verify(scene.id, &VerifyOptions::new(VerifyLevel::Decrypt)).await.unwrap();
+    assert!(!report.is_sound() && repository.damage_is_noted());
+    drop(repository);
+    std::fs::remove_dir_all(&dirs.cache).unwrap();
+    let again = write(&open().await, "again", &scene.content).await.unwrap().manifest;
+    assert!(again.statistics.chunks_new > 0, "it relies on nothing that was seen to be damaged");
+    // Nowhere to note it: then nobody may say that it is.
+    let nowhere = LocalDirs { cache: dir.path().join("other"), state: "/dev/null/state".into() };
+    let repository = Repository::open(scene.store.clone(), &Unlock::None, nowhere).await.unwrap();
+    let report = repository.verify(scene.id, &VerifyOptions::new(VerifyLevel::Decrypt)).await.unwrap();
+    assert!(!report.is_sound() && !repository.damage_is_noted());
 }
 
 #[tokio::test(flavor = "multi_thread")]

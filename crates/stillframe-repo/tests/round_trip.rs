@@ -470,9 +470,13 @@ async fn a_clock_that_was_set_back_makes_no_new_backup_an_old_one() {
     assert_eq!((repository.resolve("latest").await.unwrap(), *warned.lock().unwrap()), (second, 1));
     // A machine that has seen nothing learns it from the list.
     let elsewhere = tempfile::tempdir().unwrap();
-    let other = open(store, elsewhere.path()).await;
+    let other = open(store.clone(), elsewhere.path()).await;
     let ids: Vec<_> = other.backups().await.unwrap().readable.iter().map(|backup| backup.id).collect();
     assert_eq!(ids, [first, second]);
     let third = write(&other).await;
     assert_eq!(repository.resolve("latest").await.unwrap(), third);
+    // Or by looking itself, when it makes its first one.
+    let anywhere = tempfile::tempdir().unwrap();
+    let fourth = write(&open(store, anywhere.path()).await).await;
+    assert_eq!((repository.resolve("latest").await.unwrap(), *warned.lock().unwrap()), (fourth, 3));
 }

@@ -7,6 +7,12 @@ use std::ffi::{OsStr, OsString};
 use std::fs::File;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::PermissionsExt;
+use std::sync::Arc;
+use std::time::Duration;
+
+use jiff::{SignedDuration, Timestamp};
+use stillframe_repo::{ManifestDraft, Repository, Unlock, WriteOptions};
+use stillframe_storage::{Clock, SystemClock, open};
 
 use crate::scene::{Scene, names};
 
@@ -115,9 +121,65 @@ fn a_cache_that_cannot_be_made_is_done_without() {
     ] {
         let output = scene.command(words).env("STILLFRAME_CACHE_DIR", "/proc/nowhere").output().unwrap();
         let said = String::from_utf8_lossy(&output.stderr);
-        assert!(output.status.success() && said.contains("index cache"), "{words:?}: {said}");
+        let told = said.lines().filter(|line| line.starts_with("warning: /proc/nowhere/")).count();
+        assert!(output.status.success() && told == 1 && said.contains("index cache"), "{words:?}: {said}");
     }
+    let output =
+        scene.command(&["--json", "snapshots"]).env("STILLFRAME_CACHE_DIR", "/proc/nowhere").output();
+    let out = String::from_utf8(output.unwrap().stdout).unwrap();
+    let first: serde_json::Value = serde_json::from_str(out.lines().next().unwrap()).unwrap();
+    assert_eq!(first["type"], "warning", "{out}");
     assert_eq!(std::fs::read(scene.path("back/a")).unwrap(), b"first");
+}
+
+#[test]
+fn what_is_logged_is_chosen_and_a_choice_that_is_none_is_told() {
+    let scene = Scene::new();
+    let said = |log: &str| {
+        let output = scene.command(&["snapshots"]).env("STILLFRAME_LOG", log).output().unwrap();
+        assert!(output.status.success());
+        String::from_utf8(output.stderr).unwrap()
+    };
+    assert_eq!(said(""), "");
+    assert!(said("trace").contains("TRACE"));
+    assert!(said("x=y=z").starts_with("warning: STILLFRAME_LOG=x=y=z: "));
+}
+
+/// The clock of a machine that is a day ahead.
+#[derive(Debug)]
+struct Ahead;
+
+impl Clock for Ahead {
+    fn now(&self) -> Timestamp {
+        SystemClock::new().now() + SignedDuration::from_hours(24)
+    }
+
+    fn monotonic(&self) -> Duration {
+        SystemClock::new().monotonic()
+    }
+}
+
+#[test]
+fn a_latest_backup_that_is_still_to_come_is_told() {
+    let scene = Scene::new();
+    scene.back_up(&["files:one"]);
+    let quiet = scene.run(&["show", "latest"]);
+    assert!(quiet.stderr.is_empty());
+    tokio::runtime::Runtime::new().unwrap().block_on(async {
+        let store = open(&scene.path("repo").to_str().unwrap().parse().unwrap()).unwrap();
+        let (unlock, elsewhere) = (Unlock::Passphrase("one".into()), scene.path("elsewhere"));
+        let repository = Repository::open(store, &unlock, &elsewhere).await.unwrap();
+        let draft = async |_| Ok::<_, stillframe_repo::Error>(ManifestDraft::default());
+        repository.write(&WriteOptions::new(Arc::new(Ahead)), draft).await.unwrap();
+    });
+    for words in [&["show", "latest"][..], &["verify"]] {
+        let said = String::from_utf8(scene.run(words).stderr).unwrap();
+        assert!(said.contains("still to come") && said.contains("snapshots"), "{words:?}: {said}");
+    }
+    // The next one is put behind it, and this is told as well.
+    let output = scene.run(&["backup", "files:one", "--reserve", "0", "--name", "newer"]);
+    assert!(String::from_utf8_lossy(&output.stderr).contains("clock is behind"));
+    assert!(scene.good(&["show", "latest"]).contains("newer"));
 }
 
 #[test]
