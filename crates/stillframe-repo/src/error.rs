@@ -113,7 +113,7 @@ pub enum Error {
         backups: Vec<(crate::BackupId, Option<jiff::Timestamp>)>,
     },
     /// No backup fits.
-    #[error("there is no backup {name:?} in this repository")]
+    #[error("{}", not_found(.name))]
     NotFound {
         /// As given.
         name: String,
@@ -197,6 +197,14 @@ fn root_cause(error: &object_store::Error) -> String {
         cause = inner;
     }
     cause.to_string()
+}
+
+/// No backup is called `latest`, so that it is missing only where nothing is.
+fn not_found(name: &str) -> String {
+    match name {
+        "latest" => "the repository has no backups".to_owned(),
+        name => format!("there is no backup {name:?} in this repository"),
+    }
 }
 
 /// Of these many are named; the list of backups shows all.

@@ -143,6 +143,8 @@ fn what_is_printed_is_what_the_page_says() {
     std::fs::write(&packs[0], bytes).unwrap();
     assert_eq!(scene.run(&["verify", "--level", "hash"]).0, 30);
     assert_eq!(scene.run(&["jobs"]).0, 0);
+    std::fs::remove_dir_all(scene.path("repo/sealed")).unwrap();
+    assert_eq!(scene.run(&["snapshots"]).0, 0);
 
     let documented = documented();
     assert!(documented.len() > 10, "the page was not understood: {documented:?}");

@@ -60,6 +60,22 @@ fn a_dry_run_captures_and_leaves_the_repository_as_it_is() {
 }
 
 #[test]
+fn nothing_written_and_nothing_sealed_are_told_apart() {
+    let scene = Scene::new();
+    assert_eq!(scene.good(&["snapshots"]), "no backups\n");
+    assert!(scene.bad(&["restore", "latest", "--to", "back"], 24).contains("the repository has no backups"));
+    scene.back_up(&["files:one"]);
+    scene.back_up(&["files:two"]);
+    assert!(!scene.good(&["repo", "info"]).contains("unfinished"));
+    std::fs::remove_dir_all(scene.path("repo/sealed")).unwrap();
+    let said = "2 unfinished (written, not sealed)";
+    assert_eq!(scene.good(&["snapshots"]), format!("no backups; {said}\n"));
+    assert_eq!(scene.objects(&["snapshots"])[0]["manifests"], 2);
+    assert!(scene.good(&["repo", "info"]).contains(said));
+    assert_eq!(scene.objects(&["repo", "info"])[0]["unfinished"], 2);
+}
+
+#[test]
 fn quiet_says_nothing_that_was_not_asked_for() {
     let scene = Scene::new();
     for words in [

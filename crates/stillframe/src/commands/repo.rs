@@ -5,6 +5,7 @@ use std::sync::Arc;
 use serde_json::json;
 
 use crate::cli::RepoCommand;
+use crate::commands::snapshots::UNFINISHED;
 use crate::failure::Failure;
 use crate::repository::{init_repository, open_repository};
 use crate::session::Session;
@@ -31,11 +32,15 @@ pub async fn run(session: &Session, command: &RepoCommand) -> Result<(), Failure
             let encrypted = if info.encrypted { "encrypted" } else { "not encrypted" };
             session.console.answer(format!("repository {}, format {}, {encrypted}", info.id, info.format));
             session.console.answer(format!("{}, {}", count(info.backups, "backup"), count(info.keys, "key")));
+            if info.unfinished > 0 {
+                session.console.answer(format!("{} {UNFINISHED}", info.unfinished));
+            }
             session.console.answer(format!("{}, {}", count(info.packs, "pack"), bytes(info.pack_bytes)));
             session.console.object(
                 "repository",
                 json!({ "id": info.id.to_string(), "url": args.repo, "format": info.format, "encrypted": info.encrypted,
-                    "backups": info.backups, "keys": info.keys, "packs": info.packs, "pack_bytes": info.pack_bytes }),
+                    "backups": info.backups, "unfinished": info.unfinished, "keys": info.keys, "packs": info.packs,
+                    "pack_bytes": info.pack_bytes }),
             );
         }
     }

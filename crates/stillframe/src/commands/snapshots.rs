@@ -9,6 +9,9 @@ use crate::repository::open_repository;
 use crate::session::Session;
 use crate::sizes::bytes;
 
+/// What a manifest without a seal is: of a write that runs or was killed, or one whose seal somebody removed.
+pub const UNFINISHED: &str = "unfinished (written, not sealed)";
+
 /// Lists the backups, oldest first.
 pub async fn run(session: &Session, args: &Snapshots) -> Result<(), Failure> {
     let repo = open_repository(&args.repo).await?;
@@ -25,11 +28,16 @@ pub async fn run(session: &Session, args: &Snapshots) -> Result<(), Failure> {
     }
     if count == 0 {
         let selected = args.tag.is_some() || args.name.is_some();
-        session.console.line(if selected && !list.readable.is_empty() {
-            "no backup has this name or tag"
+        let unfinished = list.unfinished.len();
+        if selected && !list.readable.is_empty() {
+            session.console.line("no backup has this name or tag");
+        } else if unfinished == 0 {
+            session.console.line("no backups");
         } else {
-            "no backups"
-        });
+            // Nothing was ever written, or seals were lost: who looks for a backup must be able to tell.
+            session.console.line(format!("no backups; {unfinished} {UNFINISHED}"));
+            session.console.object("unfinished", json!({ "manifests": unfinished }));
+        }
     }
     let damaged = list.unreadable.len();
     for (id, error) in &list.unreadable {
