@@ -21,7 +21,7 @@ pub enum Error {
         whole: bool,
     },
     /// No key of the repository opens with this passphrase. Ask again.
-    #[error("wrong passphrase: none of the {keys} keys of this repository opens with it")]
+    #[error("wrong passphrase: {}", unopened(*.keys))]
     WrongPassphrase {
         /// How many were tried.
         keys: usize,
@@ -197,6 +197,13 @@ fn root_cause(error: &object_store::Error) -> String {
         cause = inner;
     }
     cause.to_string()
+}
+
+fn unopened(keys: usize) -> String {
+    match keys {
+        1 => "the only key of this repository does not open with it".to_owned(),
+        keys => format!("none of the {keys} keys of this repository opens with it"),
+    }
 }
 
 /// No backup is called `latest`, so that it is missing only where nothing is.

@@ -1,7 +1,10 @@
 //! The command line: what can be asked for, and how.
 
 use std::ffi::OsString;
+use std::fmt::Display;
+use std::ops::RangeInclusive;
 use std::path::PathBuf;
+use std::str::FromStr;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use stillframe_jobs::CpuPercent;
@@ -98,10 +101,10 @@ pub struct CaptureArgs {
     #[arg(long, value_name = "DIR")]
     pub staging: Option<PathBuf>,
     /// Stop when the source's disk has less free space than this [default: the larger of 5% and 1GiB]
-    #[arg(long, value_name = "SIZE|PERCENT")]
+    #[arg(long, value_name = "SIZE|PERCENT", allow_negative_numbers = true)]
     pub reserve: Option<Reserve>,
     /// How long to look for a still moment, in seconds
-    #[arg(long, value_name = "SECONDS", default_value_t = 60, value_parser = clap::value_parser!(u64).range(1..=86_400))]
+    #[arg(long, value_name = "SECONDS", default_value_t = 60, value_parser = whole(1..=86_400_u64), allow_negative_numbers = true)]
     pub deadline: u64,
     /// RocksDB: the write-ahead log's directory, if OPTIONS does not say it
     #[arg(long, value_name = "DIR")]
@@ -113,14 +116,26 @@ pub struct CaptureArgs {
     #[arg(long = "cf-path", value_name = "FAMILY=DIR", value_parser = parse_cf_path)]
     pub cf_paths: Vec<(String, PathBuf)>,
     /// SQLite in rollback mode: for how long its application's commits may wait, in seconds
-    #[arg(long, value_name = "SECONDS", default_value_t = 5, value_parser = clap::value_parser!(u64).range(1..=3600))]
+    #[arg(long, value_name = "SECONDS", default_value_t = 5, value_parser = whole(1..=3600_u64), allow_negative_numbers = true)]
     pub sqlite_lock_timeout: u64,
     /// SQLite in WAL mode: give up when the WAL has grown to this size
-    #[arg(long, value_name = "SIZE", default_value = "4GiB")]
+    #[arg(long, value_name = "SIZE", default_value = "4GiB", allow_negative_numbers = true)]
     pub sqlite_wal_cap: Size,
     /// SQLite: capture also as a user that is neither its owner nor root, or a file that has several names
     #[arg(long)]
     pub force: bool,
+}
+
+/// Takes a number of this range. An option with it allows negative numbers, so that it is asked about them, too: clap takes
+/// `-1` for another option, and calls what is no number an invalid digit.
+fn whole<T>(range: RangeInclusive<T>) -> impl Fn(&str) -> Result<T, String> + Clone
+where
+    T: FromStr + PartialOrd + Display + Clone,
+{
+    move |text| {
+        let number = text.parse().ok().filter(|number| range.contains(number));
+        number.ok_or_else(|| format!("give a whole number from {} to {}", range.start(), range.end()))
+    }
 }
 
 fn parse_cf_path(text: &str) -> Result<(String, PathBuf), String> {
@@ -162,10 +177,10 @@ pub struct Backup {
     #[arg(long)]
     pub anew: bool,
     /// Send at most this many bytes per second (for example 20MiB)
-    #[arg(long, value_name = "SIZE")]
+    #[arg(long, value_name = "SIZE", allow_negative_numbers = true)]
     pub limit_bandwidth: Option<Size>,
     /// Share of the processors that may be used, in percent [default: 50, with --fast 100]
-    #[arg(long, value_name = "PERCENT")]
+    #[arg(long, value_name = "PERCENT", allow_negative_numbers = true)]
     pub cpu_percent: Option<CpuPercent>,
     #[command(flatten)]
     pub capture: CaptureArgs,
@@ -361,7 +376,7 @@ Examples:
   stillframe jobs --limit 5 --json")]
 pub struct Jobs {
     /// How many, newest first
-    #[arg(long, default_value_t = 20, value_parser = clap::value_parser!(u32).range(1..))]
+    #[arg(long, default_value_t = 20, value_parser = whole(1..=u32::MAX), allow_negative_numbers = true)]
     pub limit: u32,
 }
 

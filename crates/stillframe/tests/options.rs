@@ -104,6 +104,15 @@ fn options_that_nothing_can_heed_are_refused() {
     assert!(error.contains("--cf-path"), "{error}");
     for (words, said) in [
         (&["jobs", "--limit", "0"][..], "--limit"),
+        (&["jobs", "--limit", "x"], "give a whole number from 1"),
+        (&["jobs", "--limit", "-1"], "give a whole number from 1"),
+        (&["backup", "files:one", "--deadline", "-1"], "from 1 to 86400"),
+        (&["backup", "files:one", "--sqlite-lock-timeout", "-1"], "from 1 to 3600"),
+        (&["backup", "files:one", "--sqlite-wal-cap", "-1"], "is not a size"),
+        (&["backup", "files:one", "--limit-bandwidth", "-1"], "is not a size"),
+        (&["backup", "files:one", "--reserve", "-1"], "is not a size"),
+        (&["backup", "files:one", "--cpu-percent", "-1"], "from 1 to 100"),
+        (&["backup", ""], "an empty path"),
         (&["backup", "files:one", "--cpu-percent", "0"], "--cpu-percent"),
         (&["backup", "files:one", "--limit-bandwidth", "fast"], "fast"),
         (&["backup", "files:one", "--reserve", "200%"], "200%"),
@@ -125,6 +134,7 @@ fn passphrases_come_from_files_and_their_number_is_shown() {
     let scene = Scene::new();
     std::fs::write(scene.path("first"), "one\nthe rest is for people\n").unwrap();
     std::fs::write(scene.path("second"), "zwei\n").unwrap();
+    assert!(scene.bad(&["snapshots", "--passphrase-file", "second"], 12).contains("the only key"));
     scene.good(&[
         "key",
         "add",
@@ -136,6 +146,8 @@ fn passphrases_come_from_files_and_their_number_is_shown() {
         "deux",
     ]);
     scene.good(&["snapshots", "--passphrase-file", "second"]);
+    std::fs::write(scene.path("third"), "tre\n").unwrap();
+    assert!(scene.bad(&["snapshots", "--passphrase-file", "third"], 12).contains("none of the 2 keys"));
     let keys = scene.objects(&["key", "list"]);
     assert!(keys.len() == 2 && keys.iter().any(|key| key["label"] == "deux"), "{keys:?}");
     std::fs::write(scene.path("second"), "drei\n").unwrap();
@@ -148,6 +160,9 @@ fn a_share_of_the_processor_and_of_the_line_still_make_whole_backups() {
     std::fs::write(scene.path("one/large"), stillframe_testkit::Content::new(1, 1.0).bytes(3 << 20)).unwrap();
     scene.back_up(&["files:one", "--cpu-percent", "20", "--limit-bandwidth", "10MiB", "--fast"]);
     scene.good(&["verify", "--level", "open"]);
+    assert!(scene.good(&["verify"]).contains("1 pack, looked at in"));
+    let listed = scene.good(&["verify", "--level", "exists"]);
+    assert!(listed.contains("looked for in") && !listed.contains("pack"), "{listed}");
 }
 
 #[test]

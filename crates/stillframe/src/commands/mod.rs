@@ -91,6 +91,10 @@ pub fn parse_source(given: &OsStr) -> Result<Source, Failure> {
         if !path.exists() {
             let hint =
                 "write rocksdb:DIR, leveldb:DIR, fjall:DIR, sqlite:FILE, files:DIR or the path of a database";
+            // A script's variable that is not set, most likely.
+            if given.is_empty() {
+                return Err(usage(format!("an empty path was given as a source; {hint}")));
+            }
             let looks_like_engine = |word: &str| word.bytes().all(|byte| byte.is_ascii_lowercase());
             return Err(match text.split_once(':').filter(|(engine, _)| looks_like_engine(engine)) {
                 Some((_, "")) => usage(format!("{text}: it names no place; {hint}")),
