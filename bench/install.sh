@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# Installs what the comparisons need beside Rust: the other tools (Debian's restic, ldb and db_bench; rustic from crates.io, built
-# once), Java, and rocksdbjni from Maven. Everything that is not a Debian package goes below .ci/cache, which is not tracked.
-# Building rustic takes 10 to 30 minutes on two cores; what is there already is left alone.
+# Installs what the comparisons need beside Rust: the other tools (Debian's restic, ldb and db_bench; rustic from the registry of
+# Rust crates, built once), Java, and rocksdbjni from Maven. Everything that is not a Debian package goes below .ci/cache, which is
+# not tracked. Building rustic takes 10 to 30 minutes on two cores; what is there already is left alone.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 cache=$PWD/.ci/cache

@@ -13,7 +13,7 @@ pub(crate) enum ToolName {
     Cp,
     /// restic, as Debian ships it
     Restic,
-    /// rustic, from crates.io
+    /// rustic, from the registry of Rust crates
     Rustic,
     /// RocksDB's BackupEngine through ldb
     Ldb,

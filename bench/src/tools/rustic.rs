@@ -1,4 +1,4 @@
-//! rustic, from crates.io.
+//! rustic, from the registry of Rust crates.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
