@@ -26,7 +26,9 @@ Exit codes:
   1 failed                     21 source too busy              130 cancelled
   2 wrong usage                22 no space
   10 no repository there       23 permission denied
-  12 wrong or no passphrase    24 no such backup, or ambiguous")]
+  12 wrong or no passphrase    24 no such backup, or ambiguous
+
+To see more of what it does, set STILLFRAME_LOG: debug, or warn,stillframe_capture=debug")]
 pub struct Cli {
     /// Print one JSON object per line on standard output instead of text (docs/json.md)
     #[arg(long, global = true)]
