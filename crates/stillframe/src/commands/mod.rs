@@ -42,7 +42,8 @@ impl From<&CaptureArgs> for CaptureOptions {
 }
 
 impl CaptureArgs {
-    /// Refuses a staging directory that is none, options that none of the sources can heed, and directories of one database given for several.
+    /// Refuses a staging directory that is none, options that none of the sources can heed, and directories of one
+    /// database given for several.
     pub fn check<'a>(&self, sources: impl IntoIterator<Item = &'a Source>) -> Result<(), Failure> {
         refuse_no_directory("--staging", self.staging.as_deref())?;
         let given = [
