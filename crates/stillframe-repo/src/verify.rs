@@ -462,6 +462,7 @@ impl Verifier<'_> {
         if lost_here == 0 && !fault.missing && !is_named {
             let why = match fault.chunks.len() {
                 0 => format!("{}; no chunk of this backup is affected", fault.why),
+                1 => format!("{}; another pack has a whole copy of the chunk that it lost", fault.why),
                 chunks => format!(
                     "{}; other packs have whole copies of the {chunks} chunks that it lost",
                     fault.why

@@ -136,12 +136,14 @@ fn a_cache_that_cannot_be_made_is_done_without() {
 fn what_is_logged_is_chosen_and_a_choice_that_is_none_is_told() {
     let scene = Scene::new();
     let said = |log: &str| {
-        let output = scene.command(&["snapshots"]).env("STILLFRAME_LOG", log).output().unwrap();
+        // A new repository has no packs to look for unfinished uploads among.
+        let place = format!("new {log}");
+        let output = scene.command(&["repo", "init", &place]).env("STILLFRAME_LOG", log).output().unwrap();
         assert!(output.status.success());
         String::from_utf8(output.stderr).unwrap()
     };
     assert_eq!(said(""), "");
-    assert!(said("trace").contains("TRACE"));
+    assert!(said("trace").contains("DEBUG "));
     assert!(said("x=y=z").starts_with("warning: STILLFRAME_LOG=x=y=z: "));
 }
 
