@@ -142,9 +142,9 @@ fn what_is_logged_is_chosen_and_a_choice_that_is_none_is_told() {
         assert!(output.status.success());
         String::from_utf8(output.stderr).unwrap()
     };
-    assert_eq!(said(""), "");
+    assert!(!said("").contains("DEBUG"));
     assert!(said("trace").contains("DEBUG "));
-    assert!(said("x=y=z").starts_with("warning: STILLFRAME_LOG=x=y=z: "));
+    assert!(said("x=y=z").contains("warning: STILLFRAME_LOG=x=y=z: "));
 }
 
 /// The clock of a machine that is a day ahead.
