@@ -21,7 +21,6 @@ use stillframe_repo::{
     WriteSession, check_labels,
 };
 use stillframe_storage::{BandwidthLimit, RelativePath, since_1970};
-use tokio_util::sync::CancellationToken;
 
 use crate::base_hint::BaseHints;
 use crate::capturing::{capture_all, watch_over};
@@ -140,7 +139,7 @@ pub async fn create<E: From<EngineError>>(
     watch
         .during(Box::pin(async {
             let (repo, images) = capture_while(opening, options, &watch, job, surroundings).await?;
-            Ok(write(&repo, images, options, job, surroundings, watch.stop()).await?)
+            Ok(write(&repo, images, options, &watch, job, surroundings).await?)
         }))
         .await
 }
@@ -171,14 +170,12 @@ async fn write(
     repo: &Repository,
     images: Vec<Arc<Image>>,
     options: &CreateOptions,
+    watch: &Arc<ReserveWatch>,
     job: &Job,
     surroundings: &Surroundings,
-    stop: &CancellationToken,
 ) -> Result<CreateOutcome, EngineError> {
     let held = hold(repo, images, options, job, surroundings).await?;
-    if stop.is_cancelled() {
-        return Err(EngineError::Cancelled);
-    }
+    watch.demand()?;
     job.enter(Phase::Transferring)?;
     let workers = Workers::start(surroundings.share, &surroundings.clock);
     let meter = Meter::new(&held, job, surroundings);
@@ -186,14 +183,14 @@ async fn write(
         base: held.base,
         anew: held.damaged,
         bandwidth: options.bandwidth.clone(),
-        cancel: stop.clone(),
+        cancel: watch.stop().clone(),
         events: Some(again_event(surroundings)),
         ..WriteOptions::new(Arc::clone(&surroundings.clock))
     };
     let (held_ref, workers, meter) = (&held, &workers, &meter);
     let writing = repo.write(&write, |session| async move {
         meter.follow(&session);
-        write_draft(&session, options, held_ref, workers, meter, stop).await
+        write_draft(&session, options, held_ref, workers, meter, watch).await
     });
     let written = tokio::select! {
         written = writing => written?,
@@ -280,12 +277,12 @@ async fn write_draft(
     held: &Held,
     workers: &Workers,
     meter: &Meter<'_>,
-    stop: &CancellationToken,
+    watch: &Arc<ReserveWatch>,
 ) -> Result<ManifestDraft, EngineError> {
     let mut sources = Vec::new();
     let mut warnings = Vec::new();
     for ((named, image), unchanged) in options.sources.iter().zip(&held.images).zip(&held.unchanged) {
-        let (source, shorter) = write_source(session, named, image, unchanged, workers, meter, stop).await?;
+        let (source, shorter) = write_source(session, named, image, unchanged, workers, meter, watch).await?;
         sources.push(source);
         if let Some(warning) = shorter.sentence(&named.name) {
             meter.surroundings.warn(warning.clone());
@@ -296,6 +293,8 @@ async fn write_draft(
     }
     session.flush().await?;
     meter.tell();
+    // Everything that takes room has arrived. A backup that left less than the reserve is not sealed.
+    watch.demand()?;
     // A second round stays in this phase: phases do not go back.
     if meter.job.state() != State::Working(Phase::Sealing) {
         meter.job.enter(Phase::Sealing)?;
@@ -365,7 +364,7 @@ async fn write_source(
     unchanged: &Unchanged,
     workers: &Workers,
     meter: &Meter<'_>,
-    stop: &CancellationToken,
+    watch: &Arc<ReserveWatch>,
 ) -> Result<(SourceManifest, Shorter), EngineError> {
     let snapshot = image.snapshot();
     let mut list = FileListWriter::new(session);
@@ -411,21 +410,21 @@ async fn write_source(
                 session.take_over(content)?;
                 meter.add_bytes(content.length);
             }
-            queue.push_back(run_part(session, image, index, file, part, workers));
+            queue.push_back(run_part(session, image, index, file, part, workers, watch));
             while queue.len() >= workers.in_flight() {
                 if let Some(done) = queue.next().await {
                     tokio::task::block_in_place(|| finish(done))?;
                 }
             }
         }
-        if stop.is_cancelled() {
+        if watch.stop().is_cancelled() {
             break;
         }
     }
     while let Some(done) = queue.next().await {
         tokio::task::block_in_place(|| finish(done))?;
     }
-    if stop.is_cancelled() {
+    if watch.stop().is_cancelled() {
         return Err(EngineError::Cancelled);
     }
     let files = tokio::task::block_in_place(|| list.finish())?;
@@ -505,6 +504,7 @@ async fn run_part(
     file: &SnapshotFile,
     part: Part,
     workers: &Workers,
+    watch: &Arc<ReserveWatch>,
 ) -> Done {
     match part {
         Part::TakenOver(content) => Done::Entry(index, EntryKind::File { content }),
@@ -513,7 +513,8 @@ async fn run_part(
             let (session, image, path) = (Arc::clone(session), Arc::clone(image), file.path.clone());
             let chunk = Cut::of(file.role).chunk;
             let wanted = span.end - span.start;
-            let chunks = workers.run(move || store_span(&session, &image, &path, span, chunk)).await;
+            let watch = Arc::clone(watch);
+            let chunks = workers.run(move || store_span(&session, &image, &path, span, chunk, &watch)).await;
             let chunks = chunks.unwrap_or_else(|| Err(EngineError::Bug("storing a chunk panicked".into())));
             Done::Chunks(index, chunks, wanted, last)
         }
@@ -532,7 +533,9 @@ fn store_span(
     path: &RelativePath,
     span: Range<u64>,
     chunk: u64,
+    watch: &ReserveWatch,
 ) -> Result<Vec<ChunkRef>, EngineError> {
+    watch.announce(span.end - span.start)?;
     let file = image.open(path)?;
     let chunk = usize::try_from(chunk).expect("chunks are a few MiB");
     let length = usize::try_from(span.end - span.start).expect("spans are a few MiB");

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -44,10 +45,14 @@ pub(crate) struct ReserveWatch {
     /// Ends the work, without counting as the user's cancel.
     stop: CancellationToken,
     breach: Mutex<Option<EngineError>>,
+    /// Bytes that were announced to it.
+    announced: AtomicU64,
 }
 
 /// How often to look. At 2 GB/s a disk loses 0.5 GB between two looks, half of the smallest default reserve.
 const INTERVAL: Duration = Duration::from_millis(250);
+/// After how many bytes that are written to look without waiting for that. The smallest reserve that makes sense is far larger.
+const STEP: u64 = 16 << 20;
 
 impl ReserveWatch {
     /// For work that `parent` may cancel, too.
@@ -63,7 +68,13 @@ impl ReserveWatch {
             }
         }
         let places = by_device.into_values().collect();
-        Arc::new(Self { places, reserve, stop: parent.child_token(), breach: Mutex::default() })
+        Arc::new(Self {
+            places,
+            reserve,
+            stop: parent.child_token(),
+            breach: Mutex::default(),
+            announced: 0.into(),
+        })
     }
 
     /// Cancelled when the work must stop.
@@ -108,6 +119,27 @@ impl ReserveWatch {
         }
     }
 
+    /// Announces bytes that are going to be written to wherever the work writes to, and fails if the work has been stopped. The
+    /// repository may lie on the source's own disk: then it is the work itself that fills it, faster than the watch looks.
+    pub(crate) fn announce(&self, bytes: u64) -> Result<(), EngineError> {
+        let before = self.announced.fetch_add(bytes, Ordering::Relaxed);
+        if before == 0 || before / STEP != before.saturating_add(bytes) / STEP {
+            return self.demand();
+        }
+        self.go_on()
+    }
+
+    /// Fails, and stops the work, if a file system is below its reserve now.
+    pub(crate) fn demand(&self) -> Result<(), EngineError> {
+        self.check();
+        self.go_on()
+    }
+
+    /// [`Self::during`] puts the breach in the place of this error.
+    fn go_on(&self) -> Result<(), EngineError> {
+        if self.stop.is_cancelled() { Err(EngineError::Cancelled) } else { Ok(()) }
+    }
+
     fn breach(&self) -> MutexGuard<'_, Option<EngineError>> {
         self.breach.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -150,6 +182,25 @@ mod tests {
         assert!(error.contains(&dir.path().display().to_string()), "{error}");
         let token = CancellationToken::new();
         ReserveWatch::new([dir.path()].into_iter(), Reserve::Bytes(0), &token).look().unwrap();
+    }
+
+    /// A disk that cannot be asked at first, and is below its reserve afterwards.
+    #[test]
+    fn whoever_writes_is_stopped_after_a_few_megabytes_without_anybody_looking_from_time_to_time() {
+        let root = tempfile::tempdir().unwrap();
+        let (place, away) = (root.path().join("place"), root.path().join("away"));
+        std::fs::create_dir(&place).unwrap();
+        let token = CancellationToken::new();
+        let watch = ReserveWatch::new(std::iter::once(place.as_path()), Reserve::Percent(100), &token);
+        std::fs::rename(&place, &away).unwrap();
+        watch.announce(1).unwrap();
+        std::fs::rename(&away, &place).unwrap();
+        let mut written = 0;
+        while watch.announce(1 << 20).is_ok() {
+            written += 1 << 20;
+            assert!(written <= STEP, "{written} bytes were let through");
+        }
+        assert!(watch.demand().is_err() && matches!(*watch.breach(), Some(EngineError::Reserve { .. })));
     }
 
     /// A disk that cannot be asked at first, and is below its reserve as soon as it can.
