@@ -15,7 +15,7 @@ use crate::Kind;
 pub enum EngineError {
     /// The source cannot be captured, or an image is not sound.
     #[error(transparent)]
-    Capture(#[from] CaptureError),
+    Capture(CaptureError),
     /// The repository refused or failed.
     #[error(transparent)]
     Repo(#[from] RepoError),
@@ -37,8 +37,8 @@ pub enum EngineError {
     /// The options do not fit the backup or each other. Fix them.
     #[error("{0}")]
     Usage(String),
-    /// The target of a restore is taken. Choose another one.
-    #[error("{0} already exists and is not an empty directory; restore into a new one")]
+    /// The target of a restore or of an image is taken. Choose another one.
+    #[error("{0} already exists and is not an empty directory; choose a new one")]
     Occupied(PathBuf),
     /// The target's disk is full.
     #[error("no space left while writing {path}; make room or restore elsewhere")]
@@ -130,7 +130,7 @@ impl EngineError {
                 CaptureError::NoSpace { .. } => Kind::NoSpace,
                 CaptureError::Permission { .. } => Kind::Permission,
                 CaptureError::Cancelled => Kind::Cancelled,
-                CaptureError::Occupied(_) | CaptureError::NeedsFlag { .. } => Kind::Usage,
+                CaptureError::NeedsFlag { .. } => Kind::Usage,
                 _ => Kind::Source,
             },
             Self::Repo(error) | Self::FileLost { lost: error, .. } => repo_kind(error),
@@ -140,6 +140,16 @@ impl EngineError {
             Self::Unsound(_) => Kind::Damaged,
             Self::Cancelled => Kind::Cancelled,
             Self::Io { .. } | Self::Deadline { .. } | Self::Bug(_) => Kind::Failed,
+        }
+    }
+}
+
+impl From<CaptureError> for EngineError {
+    fn from(error: CaptureError) -> Self {
+        match error {
+            // Whoever finds it out, it is told in the same words.
+            CaptureError::Occupied(target) => Self::Occupied(target),
+            error => Self::Capture(error),
         }
     }
 }

@@ -10,6 +10,7 @@ use stillframe_storage::lies_within;
 
 use crate::capturing::{capture_all, watch_over, with_context};
 use crate::remark::remark;
+use crate::target::{make_parent, require_vacant};
 use crate::{EngineError, NamedSource, Reserve, Surroundings};
 
 /// How to make an image that stays.
@@ -34,7 +35,7 @@ pub struct ImageOutcome {
     pub remarks: Vec<String>,
 }
 
-/// Captures one source into a directory that stays.
+/// Captures one source into a directory that stays. What is missing above it is made first, and goes again if there is no image.
 pub async fn create_image(
     source: &Source,
     target: &Path,
@@ -42,7 +43,7 @@ pub async fn create_image(
     job: &Job,
     surroundings: &Surroundings,
 ) -> Result<ImageOutcome, EngineError> {
-    stillframe_capture::refuse_occupied(target)?;
+    require_vacant(target)?;
     if lies_within(target, &source.path) {
         return Err(EngineError::Usage(format!(
             "{} lies in the source {}; choose a place outside",
@@ -50,6 +51,9 @@ pub async fn create_image(
             source.path.display()
         )));
     }
+    let target = std::path::absolute(target).map_err(EngineError::io("keep an image in", target))?;
+    let target = target.as_path();
+    let (_, made) = make_parent(target)?;
     job.enter(Phase::Capturing)?;
     let named = NamedSource { name: source.to_string(), source: source.clone() };
     let watch = watch_over(std::iter::once(source), &options.capture, options.reserve, job);
@@ -69,6 +73,7 @@ pub async fn create_image(
         )
     });
     let snapshot = kept.await?;
+    made.keep();
     let is_linked = |file: &SnapshotFile| {
         std::fs::metadata(file.path.below(target)).is_ok_and(|meta| meta.is_file() && meta.nlink() > 1)
     };

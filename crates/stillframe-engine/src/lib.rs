@@ -27,6 +27,7 @@ mod remark;
 mod reserve;
 pub mod restore;
 mod surroundings;
+mod target;
 mod unchanged;
 pub mod verify;
 mod workers;

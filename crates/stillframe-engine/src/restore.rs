@@ -12,12 +12,13 @@ use stillframe_capture::{Engine, SNAPSHOT_FILE, Snapshot, rewrite_wal_dir};
 use stillframe_jobs::{Job, Phase, Progress};
 use stillframe_repo::{BackupId, FileEntry, FileKind, Manifest, Repository, SourceForm, SourceManifest};
 use stillframe_storage::{
-    Attributes, MadeDirs, PublishError, RelativePath, StagingDir, disk_space, failpoint, is_vacant,
-    lies_within, sweep_leftovers, sync_filesystem,
+    Attributes, PublishError, RelativePath, StagingDir, disk_space, failpoint, lies_within, sweep_leftovers,
+    sync_filesystem,
 };
 
 use crate::filling::{Filled, Filling, SetAttributes, apply, attributes};
 use crate::remark::{joined, remark};
+use crate::target::{make_parent, require_vacant};
 use crate::{EngineError, Event, Surroundings};
 
 /// Mode of the directory that holds those of several sources.
@@ -85,8 +86,7 @@ pub async fn restore(
     let placed = place(repo, &chosen, options).await?;
     refuse_unknown_names(&placed, options)?;
     refuse_within_source(&target, &placed)?;
-    let parent = target.parent().ok_or_else(|| EngineError::Occupied(target.clone()))?;
-    let made = MadeDirs::make(parent).map_err(EngineError::io("create", parent))?;
+    let (parent, made) = make_parent(&target)?;
     refuse_too_large(parent, &chosen)?;
     surroundings.tell(Event::Staging(parent.to_owned()));
     if let Err(error) = sweep_leftovers(parent) {
@@ -225,7 +225,7 @@ fn refuse_collisions(placed: &[Placed<'_>]) -> Result<(), EngineError> {
 /// Where the target is, links resolved. It must be absent or an empty directory, and a rename must be able to put it there.
 fn place_of(target: &Path) -> Result<PathBuf, EngineError> {
     let absolute = std::path::absolute(target).map_err(EngineError::io("restore to", target))?;
-    refuse_occupied(&absolute)?;
+    require_vacant(&absolute)?;
     let Ok(target) = std::fs::canonicalize(&absolute) else { return Ok(absolute) };
     let device = |path: &Path| {
         std::fs::metadata(path).map(|meta| meta.dev()).map_err(EngineError::io("look at", path))
@@ -249,14 +249,6 @@ fn refuse_too_large(parent: &Path, chosen: &[&SourceManifest]) -> Result<(), Eng
         }
         // A file system that does not tell is tried.
         _ => Ok(()),
-    }
-}
-
-fn refuse_occupied(target: &Path) -> Result<(), EngineError> {
-    match is_vacant(target) {
-        Ok(true) => Ok(()),
-        Ok(false) => Err(EngineError::Occupied(target.to_owned())),
-        Err(error) => Err(EngineError::io("open", target)(error)),
     }
 }
 

@@ -4,6 +4,7 @@
 
 mod hostile;
 mod house;
+mod imaging;
 mod limits;
 mod made_rocksdb;
 mod meanwhile;
