@@ -9,14 +9,16 @@ use stillframe_storage::object_store::ObjectStore;
 use stillframe_storage::{Clock, Location, LocationError, MadeDirs, UploadLock, lies_within, open};
 
 use crate::cli::{PassphraseArgs, RepoArgs};
+use crate::commands::from_here;
 use crate::failure::{Failure, Kind};
 use crate::passphrase::{Question, Secret, obtain};
 use crate::place;
 use crate::session::Session;
 
+/// A directory that holds this file is a repository.
+const CONFIG: &str = "stillframe.json";
 /// What stands in the directory of a repository; which of them make it one, the repository itself says.
-const OBJECTS: [&str; 8] =
-    ["stillframe.json", "keys", "packs", "index", "manifests", "sealed", "marks", "leases"];
+const OBJECTS: [&str; 8] = [CONFIG, "keys", "packs", "index", "manifests", "sealed", "marks", "leases"];
 
 /// A repository that is known to be there, and all that opening it needs to be asked.
 pub struct Opening {
@@ -74,21 +76,6 @@ impl Opening {
         }
     }
 
-    /// Refuses a place in the repository: whatever else stands there is in the way of its objects, and may be taken for one.
-    pub fn refuse_inside(&self, option: &str, place: &Path) -> Result<(), Failure> {
-        match &self.location {
-            Location::Directory(repo) if lies_within(place, repo) => Err(Failure::new(
-                Kind::Usage,
-                format!(
-                    "{option} {} lies in the repository {}; choose a place outside",
-                    place.display(),
-                    repo.display()
-                ),
-            )),
-            _ => Ok(()),
-        }
-    }
-
     /// Unlocks it, which takes a tenth of a second of a processor.
     pub async fn open(self) -> Result<Repository, Failure> {
         match self.state {
@@ -117,6 +104,25 @@ pub async fn pick(session: &Session, repo: &Repository, text: &str) -> Result<Ba
         }
     }
     Ok(id)
+}
+
+/// Refuses a place in any repository, not only in the one that is asked for something: whatever else stands there is in the way of its
+/// objects, and may be taken for one.
+pub fn refuse_in_repository(option: &str, place: &Path) -> Result<(), Failure> {
+    let place = from_here(place);
+    // Links are followed; of a place that is not there yet, what is there decides.
+    let existing = place.ancestors().find_map(|place| std::fs::canonicalize(place).ok()).unwrap_or_default();
+    match existing.ancestors().find(|dir| dir.join(CONFIG).is_file()) {
+        None => Ok(()),
+        Some(repo) => Err(Failure::new(
+            Kind::Usage,
+            format!(
+                "{option} {} lies in the repository {}; choose a place outside",
+                place.display(),
+                repo.display()
+            ),
+        )),
+    }
 }
 
 /// Opens the repository that the options name.

@@ -130,6 +130,30 @@ fn options_that_nothing_can_heed_are_refused() {
 }
 
 #[test]
+fn a_staging_directory_in_a_source_is_a_mistake_in_the_options() {
+    let scene = Scene::new();
+    std::fs::create_dir(scene.path("one/tmp")).unwrap();
+    std::os::unix::fs::symlink("one/tmp", scene.path("link")).unwrap();
+    let staging = ["--staging", "one/tmp"];
+    for words in [
+        &["backup", "files:one"][..],
+        // Of several, it may lie in none. No repository is needed to know that.
+        &["backup", "files:two", "files:one", "-r", "none"],
+        &["image", "create", "files:one", "--to", "image"],
+    ] {
+        for staging in [staging, ["--staging", "one"], ["--staging", "link"]] {
+            let error = scene.bad(&[words, &staging].concat(), 2);
+            assert!(
+                error.contains("--staging") && error.contains("lies in the source"),
+                "{words:?}: {error}"
+            );
+        }
+    }
+    assert_eq!(names(&scene.path("one")), ["a", "tmp"]);
+    scene.back_up(&["files:two", "--staging", "one/tmp"]);
+}
+
+#[test]
 fn passphrases_come_from_files_and_their_number_is_shown() {
     let scene = Scene::new();
     std::fs::write(scene.path("first"), "one\nthe rest is for people\n").unwrap();

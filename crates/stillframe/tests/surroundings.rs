@@ -222,6 +222,35 @@ fn nothing_is_restored_into_a_repository_or_the_directory_of_a_live_database() {
     assert!(error.contains("lies in the source") && names(&scene.path("one")) == ["a"], "{error}");
     // Beside plain files it is one more.
     scene.good(&["restore", "latest", "--to", "one/back"]);
+    scene.good(&["restore", "latest", "--to", "back/made/for/it"]);
+    scene.good(&["image", "create", "files:two", "--to", "images/made/for/it", "--reserve", "0"]);
+}
+
+#[test]
+fn nothing_is_put_into_a_repository_that_is_not_asked_for_anything() {
+    let scene = Scene::new();
+    scene.back_up(&["files:one"]);
+    scene.good(&["repo", "init", "other"]);
+    std::fs::create_dir(scene.path("other/tmp")).unwrap();
+    std::os::unix::fs::symlink("other/tmp", scene.path("link")).unwrap();
+    let before = names(&scene.path("other"));
+    let image = ["image", "create", "files:one", "--reserve", "0", "--to"];
+    for words in [
+        &["restore", "latest", "--to", "other/new/deep"][..],
+        &["restore", "latest", "--to", "link/new"],
+        &[&image[..], &["other/image"]].concat(),
+        &[&image[..], &["repo/packs/new/image"]].concat(),
+        &[&image[..], &["link"]].concat(),
+        &[&image[..], &["image", "--staging", "other/tmp"]].concat(),
+        &["backup", "files:one", "--reserve", "0", "--staging", "link"],
+        &["verify", "--level", "open", "--staging", "other/tmp"],
+    ] {
+        let error = scene.bad(words, 2);
+        let option = if words.contains(&"--staging") { "--staging" } else { "--to" };
+        assert!(error.contains(option) && error.contains("lies in the repository"), "{words:?}: {error}");
+    }
+    assert_eq!(names(&scene.path("other")), before);
+    assert!(names(&scene.path("other/tmp")).is_empty() && !scene.path("repo/packs/new").exists());
 }
 
 #[test]

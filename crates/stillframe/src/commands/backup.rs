@@ -25,9 +25,6 @@ pub async fn run(session: &Session, args: &Backup) -> Result<(), Failure> {
     args.capture.check(sources.iter().map(|named| &named.source))?;
     let repo = Opening::prepare(&args.repo).await?;
     repo.refuse_within(sources.iter().map(|named| named.source.path.as_path()))?;
-    if let Some(staging) = &args.capture.staging {
-        repo.refuse_inside("--staging", staging)?;
-    }
     let _uploads = if args.dry_run { None } else { repo.uploads() };
     let options = CreateOptions {
         sources,

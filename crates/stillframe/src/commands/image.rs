@@ -16,6 +16,7 @@ use tokio_util::sync::CancellationToken;
 use crate::cli::{CaptureArgs, ImageCommand};
 use crate::commands::parse_source;
 use crate::failure::{Failure, Kind};
+use crate::repository::refuse_in_repository;
 use crate::session::{Session, full_share};
 use crate::sizes::{bytes, count, span};
 
@@ -39,6 +40,7 @@ async fn create(
 ) -> Result<(), Failure> {
     let source = parse_source(source)?;
     capture.check([&source])?;
+    refuse_in_repository("--to", to)?;
     let phases = [Phase::Capturing, Phase::Sealing];
     let outcome = session
         .run_job("image", &source.to_string(), &phases, full_share(), async |job, surroundings| {

@@ -16,10 +16,11 @@ use std::time::Duration;
 
 use stillframe_capture::{CaptureOptions, Engine, Source, detect};
 use stillframe_engine::Reserve;
-use stillframe_storage::path_text;
+use stillframe_storage::{lies_within, path_text};
 
 use crate::cli::CaptureArgs;
 use crate::failure::{Failure, Kind};
+use crate::repository::refuse_in_repository;
 use crate::sizes;
 
 impl From<&CaptureArgs> for CaptureOptions {
@@ -42,10 +43,14 @@ impl From<&CaptureArgs> for CaptureOptions {
 }
 
 impl CaptureArgs {
-    /// Refuses a staging directory that is none, options that none of the sources can heed, and directories of one
-    /// database given for several.
-    pub fn check<'a>(&self, sources: impl IntoIterator<Item = &'a Source>) -> Result<(), Failure> {
-        refuse_no_directory("--staging", self.staging.as_deref())?;
+    /// Refuses a staging directory that cannot be one, options that none of the sources can heed, and directories of one database given
+    /// for several.
+    pub fn check<'a>(
+        &self,
+        sources: impl IntoIterator<Item = &'a Source, IntoIter: Clone>,
+    ) -> Result<(), Failure> {
+        let sources = sources.into_iter();
+        self.check_staging(sources.clone())?;
         let given = [
             ("--wal-dir", self.wal_dir.is_some()),
             ("--db-path", !self.db_paths.is_empty()),
@@ -53,12 +58,27 @@ impl CaptureArgs {
         ];
         let Some((flag, _)) = given.into_iter().find(|(_, given)| *given) else { return Ok(()) };
         let rocksdb = |source: &&Source| source.engine == Engine::RocksDb;
-        let why = match sources.into_iter().filter(rocksdb).count() {
+        let why = match sources.filter(rocksdb).count() {
             1 => return Ok(()),
             0 => "no source is a RocksDB database",
             _ => "its directories belong to one of the RocksDB databases; back that one up by itself",
         };
         Err(Failure::new(Kind::Usage, format!("{flag}: {why}")))
+    }
+
+    /// Refuses a staging directory that is none, or that belongs to a repository or to a source: an engine may take what it finds in its
+    /// directory for its own. A capture refuses that too, with no option to name.
+    fn check_staging<'a>(&self, mut sources: impl Iterator<Item = &'a Source>) -> Result<(), Failure> {
+        refuse_no_directory("--staging", self.staging.as_deref())?;
+        let Some(staging) = &self.staging else { return Ok(()) };
+        if let Some(source) = sources.find(|source| lies_within(staging, &source.path)) {
+            let (staging, source) = (staging.display(), source.path.display());
+            return Err(Failure::new(
+                Kind::Usage,
+                format!("--staging {staging} lies in the source {source}; choose a place outside"),
+            ));
+        }
+        refuse_in_repository("--staging", staging)
     }
 
     /// What is to stay free on the source's disk.

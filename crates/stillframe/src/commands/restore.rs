@@ -9,7 +9,7 @@ use stillframe_storage::path_text;
 
 use crate::cli::Restore;
 use crate::failure::{Failure, Kind};
-use crate::repository::{Opening, pick};
+use crate::repository::{open_repository, pick, refuse_in_repository};
 use crate::session::{Session, full_share};
 use crate::sizes::{bytes, count, span};
 
@@ -21,9 +21,8 @@ pub async fn run(session: &Session, args: &Restore) -> Result<(), Failure> {
             return Err(Failure::new(Kind::Usage, format!("--map: {old} is given twice")));
         }
     }
-    let opening = Opening::prepare(&args.repo).await?;
-    opening.refuse_inside("--to", &args.to)?;
-    let repo = opening.open().await?;
+    refuse_in_repository("--to", &args.to)?;
+    let repo = open_repository(&args.repo).await?;
     let backup = pick(session, &repo, &args.backup).await?;
     let options = RestoreOptions { target: args.to.clone(), source: args.source.clone(), map };
     let began = session.clock.monotonic();

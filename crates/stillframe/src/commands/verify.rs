@@ -7,17 +7,16 @@ use stillframe_jobs::Phase;
 use crate::cli::{Level, Verify};
 use crate::commands::{from_here, refuse_no_directory};
 use crate::failure::{Failure, Kind};
-use crate::repository::{Opening, pick};
+use crate::repository::{open_repository, pick, refuse_in_repository};
 use crate::session::{Session, full_share};
 use crate::sizes::{bytes, count, span};
 
 /// Looks at one backup; damage is a failure of its own kind.
 pub async fn run(session: &Session, args: &Verify) -> Result<(), Failure> {
     refuse_no_directory("--staging", args.staging.as_deref())?;
-    let opening = Opening::prepare(&args.repo).await?;
     let staging = args.staging.as_deref().map_or_else(std::env::temp_dir, from_here);
-    opening.refuse_inside("--staging", &staging)?;
-    let repo = opening.open().await?;
+    refuse_in_repository("--staging", &staging)?;
+    let repo = open_repository(&args.repo).await?;
     let backup = pick(session, &repo, &args.backup).await?;
     let level = match args.level {
         Level::Exists => verify::Level::Exists,
