@@ -1,5 +1,6 @@
 //! `backup`.
 
+use std::collections::BTreeSet;
 use std::ffi::OsString;
 use std::path::{Component, Path};
 use std::sync::Arc;
@@ -26,19 +27,8 @@ pub async fn run(session: &Session, args: &Backup) -> Result<(), Failure> {
     let repo = Opening::prepare(&args.repo).await?;
     repo.refuse_within(sources.iter().map(|named| named.source.path.as_path()))?;
     let _uploads = if args.dry_run { None } else { repo.uploads() };
-    let options = CreateOptions {
-        sources,
-        name: args.name.clone(),
-        tags: args.tags.clone(),
-        capture: (&args.capture).into(),
-        reserve: args.capture.reserve(),
-        bandwidth: args.limit_bandwidth.map(|limit| Arc::new(BandwidthLimit::new(limit.0))),
-        anew: args.anew,
-        cache_dir: place::cache_dir(),
-        origin: origin(session),
-    };
-    let pace = if args.fast { Pace::Fast } else { Pace::Polite };
-    let share = CpuShare::on_this_machine(pace, args.cpu_percent);
+    let options = options_of(args, sources, origin(session));
+    let share = share_of(args);
     let subject = args.sources.iter().map(path_text).collect::<Vec<_>>().join(" ");
     if args.dry_run {
         let plan = session
@@ -80,8 +70,27 @@ pub async fn run(session: &Session, args: &Backup) -> Result<(), Failure> {
     Ok(())
 }
 
-/// Each source's name in the backup: the last part of its path, and as many before it as tell it from the others. So it does not depend
-/// on the order in which they are given.
+fn options_of(args: &Backup, sources: Vec<NamedSource>, origin: Origin) -> CreateOptions {
+    CreateOptions {
+        sources,
+        name: args.name.clone(),
+        tags: args.tags.clone(),
+        capture: (&args.capture).into(),
+        reserve: args.capture.reserve(),
+        bandwidth: args.limit_bandwidth.map(|limit| Arc::new(BandwidthLimit::new(limit.0))),
+        anew: args.anew,
+        cache_dir: place::cache_dir(),
+        origin,
+    }
+}
+
+fn share_of(args: &Backup) -> CpuShare {
+    let pace = if args.fast { Pace::Fast } else { Pace::Polite };
+    CpuShare::on_this_machine(pace, args.cpu_percent)
+}
+
+/// Each source's name in the backup: the last part of its path, and as many before it as tell it from the others. Where whole paths do
+/// not, those that clash are numbered in the order of their paths. So no name depends on the order in which the sources are given.
 fn named_sources(given: &[OsString]) -> Result<Vec<NamedSource>, Failure> {
     let mut sources: Vec<Source> = Vec::new();
     for text in given {
@@ -126,10 +135,26 @@ fn unique_names(paths: &[&Path]) -> Vec<String> {
             }
         }
         if !grown {
-            // `a-b/c` and `a/b-c`: only a number is left.
-            return names.iter().enumerate().map(|(n, name)| format!("{name}-{}", n + 1)).collect();
+            return numbered(paths, &names);
         }
     }
+}
+
+/// `a-b/c` and `a/b-c` are both `a-b-c`: only a number is left to tell them apart, which may not make it the name of another one.
+fn numbered(paths: &[&Path], names: &[String]) -> Vec<String> {
+    let mut taken: BTreeSet<String> = names.iter().cloned().collect();
+    let is_double = |name: &String| names.iter().filter(|other| *other == name).count() > 1;
+    let mut clashing: Vec<(&Path, usize)> =
+        paths.iter().copied().zip(0..).filter(|(_, at)| names.get(*at).is_some_and(is_double)).collect();
+    clashing.sort_unstable();
+    let mut numbered = names.to_vec();
+    for (_, at) in clashing {
+        let Some(name) = numbered.get_mut(at) else { continue };
+        let free = (1..).map(|n| format!("{name}-{n}")).find(|name| !taken.contains(name));
+        *name = free.expect("there are more numbers than names");
+        taken.insert(name.clone());
+    }
+    numbered
 }
 
 fn origin(session: &Session) -> Origin {
@@ -206,7 +231,14 @@ fn outcome_object(sources: &[NamedSource], outcome: &CreateOutcome) -> serde_jso
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
+    use clap::Parser;
+    use stillframe_jobs::CpuPercent;
+    use stillframe_storage::SystemClock;
+
     use super::*;
+    use crate::cli::{Cli, Command};
 
     #[test]
     fn names_tell_sources_apart_whatever_their_order() {
@@ -216,7 +248,46 @@ mod tests {
         assert_eq!(names(&["/srv/b/db", "/srv/a/db", "/srv/kv"]), ["b-db", "a-db", "kv"]);
         assert_eq!(names(&["/x/a/db", "/y/a/db", "/db"]), ["x-a-db", "y-a-db", "db"]);
         assert_eq!(names(&["/"]), ["root"]);
-        let odd = names(&["/a-b/c", "/a/b-c", "/c", "/b-c"]);
-        assert_eq!(odd.iter().collect::<std::collections::BTreeSet<_>>().len(), 4, "{odd:?}");
+    }
+
+    #[test]
+    fn names_that_only_a_number_tells_apart_are_the_same_in_every_order_and_leave_the_others_alone() {
+        let paths = ["/a-b/c", "/a/b-c", "/c", "/b-c", "/kv", "/a-b-c-1"];
+        // The number 1 would be the name of another one.
+        let named = ["a-b-c-3", "a-b-c-2", "c", "b-c", "kv", "a-b-c-1"];
+        for order in [[0, 1, 2, 3, 4, 5], [1, 0, 2, 3, 4, 5], [5, 4, 3, 2, 1, 0], [3, 5, 1, 4, 0, 2]] {
+            let given: Vec<_> = order.iter().map(|at| Path::new(paths[*at])).collect();
+            assert_eq!(unique_names(&given), order.map(|at| named[at]));
+        }
+    }
+
+    fn parsed(words: &[&str]) -> Backup {
+        let all = [&["stillframe", "backup", "files:one", "-r", "repo"], words].concat();
+        match Cli::try_parse_from(all).unwrap().command {
+            Command::Backup(backup) => backup,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn the_share_of_the_processor_is_the_one_that_was_asked_for() {
+        let twenty = CpuPercent::try_from(20).unwrap();
+        for (words, pace, percent) in [
+            (&[][..], Pace::Polite, None),
+            (&["--fast"], Pace::Fast, None),
+            (&["--cpu-percent", "20"], Pace::Polite, Some(twenty)),
+            (&["--cpu-percent", "20", "--fast"], Pace::Fast, Some(twenty)),
+        ] {
+            assert_eq!(share_of(&parsed(words)), CpuShare::on_this_machine(pace, percent), "{words:?}");
+        }
+    }
+
+    #[test]
+    fn what_the_repository_is_sent_is_limited_to_the_bandwidth_that_was_asked_for() {
+        let options = |words: &[&str]| options_of(&parsed(words), Vec::new(), Origin::default());
+        assert!(options(&[]).bandwidth.is_none());
+        let limit = options(&["--limit-bandwidth", "10MiB"]).bandwidth.unwrap();
+        // The bucket is empty at first.
+        assert_eq!(limit.reserve(30 << 20, &SystemClock::new()), Duration::from_secs(3));
     }
 }
