@@ -11,3 +11,4 @@ mod meanwhile;
 mod restoring;
 mod taking_over;
 mod verbs;
+mod verifying;

@@ -1,0 +1,57 @@
+//! How deep each level looks, and what is restored for the deepest.
+
+use futures::TryStreamExt;
+use stillframe_engine::verify::Level;
+use stillframe_storage::object_store::{ObjectStore, ObjectStoreExt, PutPayload};
+use stillframe_testkit::Content;
+
+use crate::house::House;
+use crate::made_rocksdb::make_rocksdb;
+
+/// The largest pack gets another byte in its middle and, if so wanted, the hash that fits what it has then.
+async fn damage_a_pack(house: &House, hash_fits: bool) {
+    let packs: Vec<_> = house.store.list(Some(&"packs".into())).try_collect().await.unwrap();
+    let pack = packs.into_iter().max_by_key(|pack| pack.size).unwrap().location;
+    let mut bytes = house.store.get(&pack).await.unwrap().bytes().await.unwrap().to_vec();
+    let middle = bytes.len() / 2;
+    bytes[middle] ^= 1;
+    if hash_fits {
+        bytes.truncate(bytes.len() - blake3::OUT_LEN);
+        let hash = blake3::hash(&bytes);
+        bytes.extend(hash.as_bytes());
+    }
+    house.store.put(&pack, PutPayload::from(bytes)).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_deepest_level_finds_whatever_the_ones_before_it_find() {
+    // With a hash that fits, only who decrypts finds it: a wrong byte of a file is nothing to an engine that knows only files.
+    for (hash_fits, finders) in
+        [(false, &[Level::Hash, Level::Decrypt, Level::Open][..]), (true, &[Level::Decrypt, Level::Open])]
+    {
+        let house = House::new().await;
+        let tree = house.data("tree");
+        std::fs::create_dir(&tree).unwrap();
+        std::fs::write(tree.join("large"), Content::new(1, 1.0).bytes(3 << 20)).unwrap();
+        let backup = house.back_up(&[&format!("files:{}", tree.display())]).await.unwrap().id;
+        damage_a_pack(&house, hash_fits).await;
+        for level in [Level::Exists, Level::Hash, Level::Decrypt, Level::Open] {
+            let found = house.verify(backup, level).await.unwrap().damage;
+            assert_eq!(!found.is_empty(), finders.contains(&level), "{level:?}, {hash_fits}: {found:?}");
+            assert!(found.iter().all(|damage| damage.contains("large")), "{level:?}, {hash_fits}: {found:?}");
+        }
+        assert!(house.left_behind().is_empty());
+    }
+}
+
+/// An engine's own check looks for the log in the database's directory, where an image has it, and not where a restore would put it.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_database_whose_log_has_a_directory_of_its_own_is_opened_with_the_log_in_its_place() {
+    let house = House::new().await;
+    let (kv, logs) = (house.data("kv"), house.data("logs"));
+    make_rocksdb(&kv, &logs, &[(11, &Content::new(1, 1.0).bytes(5000))]);
+    let backup = house.back_up(&[&format!("rocksdb:{}", kv.display())]).await.unwrap().id;
+    let found = house.verify(backup, Level::Open).await.unwrap();
+    assert_eq!((&found.damage, &found.unsound), (&vec![], &vec![]));
+    assert!(found.files > 0 && house.left_behind().is_empty());
+}
