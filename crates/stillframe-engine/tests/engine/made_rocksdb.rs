@@ -19,6 +19,7 @@ pub fn make_rocksdb(dir: &Path, logs: &Path, tables: &[Table<'_>]) {
     }
     record(&mut manifest, &head);
     for (id, bytes) in tables {
+        let bytes = &whole_table(bytes);
         let mut edit = Vec::new();
         for value in [103, 0, u64::from(*id), bytes.len() as u64] {
             number(&mut edit, value);
@@ -45,6 +46,11 @@ pub fn make_rocksdb(dir: &Path, logs: &Path, tables: &[Table<'_>]) {
     let mut log = Vec::new();
     record(&mut log, &[7; 3000]);
     std::fs::write(logs.join("000200.log"), log).unwrap();
+}
+
+/// With the magic number of plain tables, which are not looked into, at the end.
+fn whole_table(bytes: &[u8]) -> Vec<u8> {
+    [bytes, &0x8242_2296_63bf_9564_u64.to_le_bytes()].concat()
 }
 
 /// One record that fits into a block with all others.

@@ -150,7 +150,7 @@ fn numbered(paths: &[&Path], names: &[String]) -> Vec<String> {
     let mut numbered = names.to_vec();
     for (_, at) in clashing {
         let Some(name) = numbered.get_mut(at) else { continue };
-        let free = (1..).map(|n| format!("{name}-{n}")).find(|name| !taken.contains(name));
+        let free = (1..=2 * names.len()).map(|n| format!("{name}-{n}")).find(|name| !taken.contains(name));
         *name = free.expect("there are more numbers than names");
         taken.insert(name.clone());
     }
