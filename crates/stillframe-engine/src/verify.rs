@@ -1,5 +1,6 @@
 //! `verify`: can this backup be restored?
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -158,9 +159,9 @@ async fn open_each(
         let staging = StagingDir::create(&options.staging, &(surroundings.random_name)())
             .map_err(EngineError::io("make a staging directory in", &options.staging))?;
         let target = staging.path().join("restored");
-        // As the engine wants an image: logs in the main directory.
-        let map = [("wal_dir".to_owned(), ".".to_owned())].into();
-        let restored = RestoreOptions { target: target.clone(), source: Some(source.name.clone()), map };
+        // As a restore that nothing else is asked of brings it back, named directories below it included.
+        let (name, map) = (Some(source.name.clone()), BTreeMap::new());
+        let restored = RestoreOptions { target: target.clone(), source: name, map };
         restore_into(repo, manifest, &restored, &target, job, surroundings).await?;
         let engine: Engine = match format!("{}:x", source.engine).parse::<stillframe_capture::Source>() {
             Ok(source) => source.engine,

@@ -44,9 +44,8 @@ async fn the_deepest_level_finds_whatever_the_ones_before_it_find() {
     }
 }
 
-/// An engine's own check looks for the log in the database's directory, where an image has it, and not where a restore would put it.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_database_whose_log_has_a_directory_of_its_own_is_opened_with_the_log_in_its_place() {
+async fn a_database_whose_log_has_a_directory_of_its_own_is_opened_as_a_restore_brings_it_back() {
     let house = House::new().await;
     let (kv, logs) = (house.data("kv"), house.data("logs"));
     make_rocksdb(&kv, &logs, &[(11, &Content::new(1, 1.0).bytes(5000))]);
@@ -54,4 +53,6 @@ async fn a_database_whose_log_has_a_directory_of_its_own_is_opened_with_the_log_
     let found = house.verify(backup, Level::Open).await.unwrap();
     assert_eq!((&found.damage, &found.unsound), (&vec![], &vec![]));
     assert!(found.files > 0 && house.left_behind().is_empty());
+    // A log that is not found, or options that name the live one, would be told.
+    assert_eq!(*house.warnings.lock().unwrap(), [""; 0]);
 }
