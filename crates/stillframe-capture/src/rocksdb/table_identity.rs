@@ -227,9 +227,8 @@ impl<'a> TableBytes<'a> {
     /// before, when a zero stood there.
     fn was_ingested(&mut self, footer: &Footer, properties: Handle) -> io::Result<bool> {
         let Found::Good(mut bytes) = self.stored(properties)? else { return Ok(false) };
-        let named = bytes.windows(GLOBAL_SEQNO.len()).position(|window| window == GLOBAL_SEQNO);
-        let value = named.and_then(|at| bytes.get_mut(at + GLOBAL_SEQNO.len()..)?.get_mut(..8));
-        let Some(value) = value else { return Ok(false) };
+        let at = global_seqno_in(bytes.get(..bytes.len() - TRAILER).unwrap_or_default());
+        let Some(value) = at.and_then(|at| bytes.get_mut(at..)?.get_mut(..8)) else { return Ok(false) };
         value.fill(0);
         Ok(footer.vouches_for(&bytes, properties) == Some(true))
     }
@@ -312,6 +311,13 @@ fn checksum_of(kind: u8, bytes: &[u8]) -> Option<u32> {
     }
 }
 
+/// Where in a block of properties the number stands that is written when a table is ingested.
+fn global_seqno_in(properties: &[u8]) -> Option<usize> {
+    let entries = block_entries(properties)?;
+    let value = find(&entries, GLOBAL_SEQNO).filter(|value| value.len() == 8)?;
+    value.as_ptr().addr().checked_sub(properties.as_ptr().addr())
+}
+
 fn find<'a>(entries: &'a [(Vec<u8>, &'a [u8])], name: &[u8]) -> Option<&'a [u8]> {
     entries.iter().find(|(key, _)| key == name).map(|(_, value)| *value)
 }
@@ -374,12 +380,15 @@ pub(crate) mod writer {
 
     fn block(entries: &[(&[u8], &[u8])]) -> Vec<u8> {
         let mut block = Vec::new();
+        let mut before: &[u8] = &[];
         for (key, value) in entries {
-            put_varint(&mut block, 0);
-            put_varint(&mut block, key.len() as u64);
+            let shared = key.iter().zip(before).take_while(|(a, b)| a == b).count();
+            put_varint(&mut block, shared as u64);
+            put_varint(&mut block, (key.len() - shared) as u64);
             put_varint(&mut block, value.len() as u64);
-            block.extend_from_slice(key);
+            block.extend_from_slice(&key[shared..]);
             block.extend_from_slice(value);
+            before = key;
         }
         block.extend(0_u32.to_le_bytes());
         block.extend(1_u32.to_le_bytes());
@@ -483,6 +492,12 @@ mod tests {
         find_damage(&file, bytes.len() as u64).unwrap()
     }
 
+    /// Its name shares its beginning with the one before, so only its end is written out.
+    fn seqno_in(table: &[u8]) -> Option<usize> {
+        let name = b"external_sst_file.global_seqno";
+        Some(table.windows(name.len()).position(|window| window == name)? + name.len())
+    }
+
     #[test]
     fn a_whole_end_is_no_damage_and_every_changed_bit_of_it_is() {
         // Behind the handles, up to the magic number: padding, and the version, which may tell of a later kind.
@@ -497,8 +512,8 @@ mod tests {
         for (good, says_nothing) in all {
             assert_eq!(damage(&good), None);
             let begin = good.iter().position(|&byte| byte != 9).unwrap();
-            let seqno = good.windows(GLOBAL_SEQNO.len()).position(|window| window == GLOBAL_SEQNO);
-            let patched = seqno.map_or(0..0, |at| at + GLOBAL_SEQNO.len()..at + GLOBAL_SEQNO.len() + 8);
+            let seqno = seqno_in(&good);
+            let patched = seqno.map_or(0..0, |at| at..at + 8);
             let open = |at: usize| {
                 // The first byte of the newer footers is the checksum's kind, and may be one that is not known here.
                 let kind = seqno.is_some() && at == good.len() - FOOTER;
@@ -514,11 +529,11 @@ mod tests {
         }
         assert!(damage(b"").is_some());
         let before = table(4, 5, 0, 0);
-        let at = before.windows(GLOBAL_SEQNO.len()).position(|window| window == GLOBAL_SEQNO).unwrap();
+        let at = seqno_in(&before).unwrap();
         let mut ingested = before;
-        ingested[at + GLOBAL_SEQNO.len()] = 77;
+        ingested[at] = 77;
         assert_eq!(damage(&ingested), None, "a number was written in place");
-        ingested[at] ^= 1;
+        ingested[at - 1] ^= 1;
         assert_eq!(damage(&ingested), Some("its properties are not as they were written"));
         for magic in [PLAIN, LEGACY_PLAIN, CUCKOO] {
             assert_eq!(damage(&magic.to_le_bytes()), None, "known to be of another kind");
