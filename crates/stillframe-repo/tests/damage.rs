@@ -430,6 +430,11 @@ async fn emptying_the_cache_forgets_no_damage() {
     for path in objects(&scene.store, "packs/").await {
         change(&scene.store, &path, |bytes| bytes[200] ^= 1).await;
     }
+    // Nowhere to note it: then nobody may say that it is.
+    let nowhere = LocalDirs { cache: dir.path().join("other"), state: "/dev/null/state".into() };
+    let repository = Repository::open(scene.store.clone(), &Unlock::None, nowhere).await.unwrap();
+    let report = repository.verify(scene.id, &VerifyOptions::new(VerifyLevel::Decrypt)).await.unwrap();
+    assert!(!report.is_sound() && !repository.damage_is_noted());
     let repository = open().await;
     let report = repository.verify(scene.id, &VerifyOptions::new(VerifyLevel::Decrypt)).await.unwrap();
     assert!(!report.is_sound() && repository.damage_is_noted());
@@ -437,11 +442,6 @@ async fn emptying_the_cache_forgets_no_damage() {
     std::fs::remove_dir_all(&dirs.cache).unwrap();
     let again = write(&open().await, "again", &scene.content).await.unwrap().manifest;
     assert!(again.statistics.chunks_new > 0, "it relies on nothing that was seen to be damaged");
-    // Nowhere to note it: then nobody may say that it is.
-    let nowhere = LocalDirs { cache: dir.path().join("other"), state: "/dev/null/state".into() };
-    let repository = Repository::open(scene.store.clone(), &Unlock::None, nowhere).await.unwrap();
-    let report = repository.verify(scene.id, &VerifyOptions::new(VerifyLevel::Decrypt)).await.unwrap();
-    assert!(!report.is_sound() && !repository.damage_is_noted());
 }
 
 #[tokio::test(flavor = "multi_thread")]
