@@ -87,7 +87,7 @@ SETTINGS = {
         Setting("pipelined", {"db.enable_pipelined_write": "true", "threads": 2, "slots": 8000}, long=True),
         Setting("mmap", {"db.allow_mmap_writes": "true"}, long=True),
         Setting("direct-io", {"db.use_direct_io_for_flush_and_compaction": "true"}, long=True),
-        Setting("absolute-recovery", {"recovery": "kAbsoluteConsistency", "value": 5000, "slots": 1500}, long=True),
+        Setting("absolute-recovery", {"recovery": "AbsoluteConsistency", "value": 5000, "slots": 1500}, long=True),
     ]
 }
 

@@ -497,7 +497,14 @@ async fn read_config(io: &ObjectIo) -> Result<Config> {
     }
     let damaged = |why: String| Error::damaged(&CONFIG_OBJECT, why);
     let bytes = match io.get_config().await {
-        Err(error) if error.is_absent() => return Err(Error::NotARepository),
+        Err(error) if error.is_absent() => {
+            return Err(match any_content(io).await? {
+                None => Error::NotARepository,
+                Some(found) => {
+                    damaged(format!("it is missing, and {found} is there: put back this repository's own"))
+                }
+            });
+        }
         result => result?,
     };
     let head: Head = serde_json::from_slice(&bytes).map_err(|error| damaged(error.to_string()))?;
@@ -524,12 +531,20 @@ async fn refuse_occupied(io: &ObjectIo) -> Result<()> {
         }
         Err(error) => return Err(error),
     }
+    match any_content(io).await? {
+        None => Ok(()),
+        Some(found) => Err(Error::Occupied { found, whole: false }),
+    }
+}
+
+/// An object that only a repository that was in use has.
+async fn any_content(io: &ObjectIo) -> Result<Option<String>> {
     for kind in [Kind::Manifest, Kind::Sealed, Kind::Pack, Kind::Index, Kind::Mark] {
         if let Some(found) = io.any(kind).await? {
-            return Err(Error::Occupied { found, whole: false });
+            return Ok(Some(found));
         }
     }
-    Ok(())
+    Ok(None)
 }
 
 async fn put_key(
@@ -585,6 +600,8 @@ async fn unlock_ring(
         return Err(damage.unwrap_or_else(lost));
     }
     match unlock {
+        // A bare key beside wrapped ones was slipped under them: whoever may write to the store knows it.
+        Unlock::None if !wrapped.is_empty() => Err(Error::PassphraseNeeded),
         Unlock::None => {
             for object in &bare {
                 match object.open_bare() {
@@ -592,7 +609,7 @@ async fn unlock_ring(
                     Err(error) => damage = Some(error),
                 }
             }
-            Err(damage.filter(|_| wrapped.is_empty()).unwrap_or(Error::PassphraseNeeded))
+            Err(damage.unwrap_or(Error::PassphraseNeeded))
         }
         Unlock::Passphrase(_) if wrapped.is_empty() => Err(damage.unwrap_or(Error::NotEncrypted)),
         Unlock::Passphrase(passphrase) => {

@@ -83,6 +83,8 @@ async fn a_bare_key_slipped_into_an_encrypted_repository_is_not_used() {
     let opened = Repository::open(store.clone(), &with("one"), cache.path()).await.unwrap();
     assert_eq!(opened.id(), repository.id());
     write(&opened, "a", &files(1, 1, 100)).await.unwrap();
+    let error = Repository::open(store.clone(), &Unlock::None, cache.path()).await.unwrap_err();
+    assert!(matches!(error, Error::PassphraseNeeded), "{error}");
     // Even when it is the only one left.
     for key in objects(&*store, "keys").await {
         if key != only_object(&*enemy, "keys").await {

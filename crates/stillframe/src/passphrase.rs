@@ -22,6 +22,11 @@ pub struct Question {
     pub twice: bool,
 }
 
+/// Whether there is an answer without asking.
+pub fn is_given(file: Option<&Path>, variable: &str) -> bool {
+    file.is_some() || std::env::var_os(variable).is_some_and(|text| !text.is_empty())
+}
+
 /// From the file, else from the environment, else from the terminal. `None`: there is none of them.
 pub fn obtain(file: Option<&Path>, question: Question) -> Result<Option<Secret>, Failure> {
     if let Some(path) = file {

@@ -11,10 +11,12 @@ use stillframe_storage::{Clock, Location, LocationError, MadeDirs, UploadLock, l
 use crate::cli::{PassphraseArgs, RepoArgs};
 use crate::commands::from_here;
 use crate::failure::{Failure, Kind};
-use crate::passphrase::{Question, Secret, obtain};
+use crate::passphrase::{Question, Secret, is_given, obtain};
 use crate::place;
 use crate::session::Session;
 
+/// The environment variable that may hold the passphrase.
+const PASSPHRASE: &str = "STILLFRAME_PASSPHRASE";
 /// A directory that holds this file is a repository.
 const CONFIG: &str = "stillframe.json";
 /// What stands in the directory of a repository; which of them make it one, the repository itself says.
@@ -40,10 +42,13 @@ impl Opening {
         let store = open(&location).map_err(|error| missing(&location, error))?;
         let dirs = place::local_dirs();
         let state = match Repository::open(store.clone(), &Unlock::None, dirs.clone()).await {
+            // Whoever gives a passphrase believes that it is encrypted: then somebody put another one in its place.
+            Ok(_) if is_given(args.passphrase.passphrase_file.as_deref(), PASSPHRASE) => {
+                return Err(in_place(&location, stillframe_repo::Error::NotEncrypted));
+            }
             Ok(repository) => State::Open(repository),
             Err(stillframe_repo::Error::PassphraseNeeded) => {
-                let variable = "STILLFRAME_PASSPHRASE";
-                let question = Question { prompt: "Passphrase: ", variable, twice: false };
+                let question = Question { prompt: "Passphrase: ", variable: PASSPHRASE, twice: false };
                 let secret = obtain(args.passphrase.passphrase_file.as_deref(), question)?
                     .ok_or_else(|| Failure::new(Kind::Passphrase, needed(&location)))?;
                 State::Locked(store, Unlock::Passphrase(passphrase(&secret)))
@@ -147,8 +152,7 @@ pub async fn init_repository(
     let encryption = if no_encryption {
         Encryption::None
     } else {
-        let question =
-            Question { prompt: "New passphrase: ", variable: "STILLFRAME_PASSPHRASE", twice: true };
+        let question = Question { prompt: "New passphrase: ", variable: PASSPHRASE, twice: true };
         let secret = obtain(passphrase_args.passphrase_file.as_deref(), question)?.ok_or_else(|| {
             Failure::new(
                 Kind::Passphrase,

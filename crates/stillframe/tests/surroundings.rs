@@ -185,6 +185,45 @@ fn a_latest_backup_that_is_still_to_come_is_told() {
 }
 
 #[test]
+fn a_passphrase_is_never_passed_over() {
+    let scene = Scene::new();
+    scene.back_up(&["files:one"]);
+    let whole = scene.path("repo/stillframe.json");
+    // Somebody put another one in its place, which needs none.
+    scene.good(&["repo", "init", "plain", "--no-encryption"]);
+    for words in [
+        &["backup", "files:one", "-r", "plain"][..],
+        &["snapshots", "-r", "plain"],
+        &["verify", "-r", "plain"],
+    ] {
+        assert!(scene.bad(words, 2).contains("not encrypted. If it should be, do not use it"));
+    }
+    let file = scene.path("passphrase");
+    std::fs::write(&file, "one").unwrap();
+    let mut with_file = scene.command(&["snapshots", "-r", "plain", "--passphrase-file", "passphrase"]);
+    assert_eq!(with_file.env_remove("STILLFRAME_PASSPHRASE").output().unwrap().status.code(), Some(2));
+    // Or slipped a key of his own under those that are there.
+    let key = names(&scene.path("plain/keys")).remove(0);
+    let mut bytes = std::fs::read(scene.path("plain/keys").join(&key)).unwrap();
+    let config: serde_json::Value = serde_json::from_slice(&std::fs::read(&whole).unwrap()).unwrap();
+    let id: stillframe_repo::RepositoryId = config["id"].as_str().unwrap().parse().unwrap();
+    bytes[16..32].copy_from_slice(id.as_bytes());
+    let end = bytes.len() - 32;
+    let hash = blake3::hash(&bytes[..end]);
+    bytes[end..].copy_from_slice(hash.as_bytes());
+    std::fs::write(scene.path("repo/keys").join(&key), bytes).unwrap();
+    let mut blind = scene.command(&["snapshots"]);
+    assert_eq!(blind.env_remove("STILLFRAME_PASSPHRASE").output().unwrap().status.code(), Some(12));
+    let mut wrong = scene.command(&["backup", "files:one", "--reserve", "0"]);
+    assert_eq!(wrong.env("STILLFRAME_PASSPHRASE", "two").output().unwrap().status.code(), Some(12));
+    scene.back_up(&["files:one"]);
+    scene.good(&["verify", "--level", "decrypt"]);
+    // What is left of a repository is no place for a new one, and not nothing.
+    std::fs::remove_file(&whole).unwrap();
+    assert!(scene.bad(&["snapshots"], 30).contains("stillframe.json is damaged: it is missing"));
+}
+
+#[test]
 fn a_restore_that_meets_damage_says_which_file_is_lost_and_what_to_do() {
     let scene = Scene::new();
     std::fs::write(scene.path("one/large"), stillframe_testkit::Content::new(1, 1.0).bytes(3 << 20)).unwrap();

@@ -34,7 +34,9 @@ class Scene:
 
     def __init__(self, trial, name, make):
         self.trial, self.name = trial, name
-        self.plain, self.root = trial.program(), trial.workplace.dir(f"kills-{name}")
+        # One of them with a passphrase; deriving keys from it takes most of the time of so short a run.
+        self.options, self.env = ([], {}) if name == "rocksdb" else (["--no-encryption"], {"STILLFRAME_PASSPHRASE": ""})
+        self.plain, self.root = self.program("plain"), trial.workplace.dir(f"kills-{name}")
         self.app = self.root / "app"
         self.app.mkdir()
         self.writer = make(self.app)
@@ -46,9 +48,11 @@ class Scene:
         self.reference = digest(self.root / "reference")
         self.before = inventory(self.app)
 
+    def program(self, build, **env):
+        return self.trial.program(build, **self.env, **env)
+
     def init(self, repo):
-        # One of them with a passphrase; deriving keys from it takes most of the time of so short a run.
-        self.plain.init(repo, *([] if self.name == "rocksdb" else ["--no-encryption"]))
+        self.plain.init(repo, *self.options)
 
     def demand_source_unchanged(self):
         # What lies beside the database belongs to it too, but leftovers of a killed run may lie there until the next one.
@@ -100,7 +104,7 @@ def each_failpoint(trial, scene, verb, words, after):
     with trial.report.check(f"kill {scene.name} {verb}: steps are counted") as line:
         log.unlink(missing_ok=True)
         scratch = scratch_with_repository(scene, verb)
-        trial.program("failpoints", STILLFRAME_FAILPOINT_LOG=str(log)).run(*words(scratch))
+        scene.program("failpoints", STILLFRAME_FAILPOINT_LOG=str(log)).run(*words(scratch))
         shutil.rmtree(scratch)
         steps = [entry.split(" ", 1)[1] for entry in log.read_text().splitlines()]
         if len(set(steps)) < 3:
@@ -113,7 +117,7 @@ def each_failpoint(trial, scene, verb, words, after):
             scratch = scratch_with_repository(scene, verb)
             try:
                 # Steps of parallel tasks change places from run to run: a run that passes fewer of them may end well.
-                code = trial.program("failpoints", STILLFRAME_KILL_AT=str(number)).run(*words(scratch), expect=(KILLED, 0)).code
+                code = scene.program("failpoints", STILLFRAME_KILL_AT=str(number)).run(*words(scratch), expect=(KILLED, 0)).code
                 if code == 0 and number < len(steps) * 3 // 4:
                     raise Failed("it was not killed")
                 scene.demand_source_unchanged()

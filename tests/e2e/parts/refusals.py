@@ -264,3 +264,7 @@ def no_encryption(trial, root, writer):
         program.run("backup", writer.source, "-r", bare)
         program.run("verify", "latest", "-r", bare, "--level", "open")
         program.run("restore", "latest", "-r", bare, "--to", root / "from-bare")
+        # Whoever gives a passphrase means another one.
+        said = trial.program().run("backup", writer.source, "-r", bare, expect=USAGE)
+        if "do not use it" not in said.err:
+            raise Failed(f"a repository without encryption takes what was to be encrypted: {said.err}")

@@ -93,7 +93,7 @@ fn an_image_says_what_it_is() {
     assert_eq!(one.lineage, two.lineage);
     assert_eq!(one.engine_version.as_deref(), Some("lsm-tree 3.1.10"));
     assert!(one.weakening.iter().any(|weak| weak.setting.contains("\"lazy\"")), "{:?}", one.weakening);
-    assert_eq!(around.warnings().len(), 1, "what can be read is warned of, what cannot is only recorded");
+    assert!(around.warnings().is_empty(), "whoever keeps the image tells");
     let identities = |snapshot: &Snapshot| -> Vec<_> {
         let written_once = |role| matches!(role, Role::Table | Role::Blob);
         snapshot

@@ -9,7 +9,7 @@ use crate::image::ImageBuilder;
 use crate::pin::{FileMeta, SourceDir, os};
 use crate::snapshot::{FileKind, Pointer, Role, SNAPSHOT_VERSION, Snapshot, SnapshotFile, Weakening};
 use crate::window::Still;
-use crate::{CaptureError, Context, Engine, Event, Image};
+use crate::{CaptureError, Context, Engine, Image};
 
 use super::attempt::{Accepted, Attempts};
 use super::journals::{Journal, judge_sealed};
@@ -63,7 +63,7 @@ pub(super) fn seal(
             });
         }
     }
-    let weakening = weakening(keyspaces.values(), context);
+    let weakening = weakening(keyspaces.values());
     let snapshot = Snapshot {
         version: SNAPSHOT_VERSION,
         engine: Engine::Fjall,
@@ -203,7 +203,7 @@ fn read_meta(
     Ok(keyspaces)
 }
 
-fn weakening<'a>(keyspaces: impl Iterator<Item = &'a Keyspace>, context: &Context<'_>) -> Vec<Weakening> {
+fn weakening<'a>(keyspaces: impl Iterator<Item = &'a Keyspace>) -> Vec<Weakening> {
     // That of the database builder is in no file: the README says what it means.
     let mut weakening = Vec::new();
     for keyspace in keyspaces.filter(|keyspace| keyspace.manual_journal_persist) {
@@ -211,7 +211,6 @@ fn weakening<'a>(keyspaces: impl Iterator<Item = &'a Keyspace>, context: &Contex
             "Single inserts into the keyspace {:?} that the program has not persisted are not in this image.",
             keyspace.name
         );
-        (context.events)(Event::Warning(format!("manual_journal_persist is set: {effect}")));
         let setting = format!("manual_journal_persist of the keyspace {:?}", keyspace.name);
         weakening.push(Weakening { setting, effect });
     }

@@ -60,7 +60,8 @@ impl Capture<'_> {
             let path = relative(log.name.as_bytes());
             let is_newest = Some(number) == newest && self.sabotage != Sabotage::RecycledLogsLate;
             let dir = &self.directories.logs().dir;
-            let LogPart { bytes, broken } = log.part(number, is_newest, dir, self.context.cancel)?;
+            let LogPart { bytes, broken } =
+                log.part(number, is_newest, dir, self.dialect(), self.context.cancel)?;
             if let Some(broken) = broken {
                 let setting = format!("damaged log {}", log.path.display());
                 made.weakening.push(Weakening { setting, effect: broken.to_string() });
@@ -260,9 +261,6 @@ impl Capture<'_> {
         }
         if !files.iter().any(|file| file.role == Role::Log) {
             add("no log", "There was no log beside the tables, as in a checkpoint that was never opened.");
-        }
-        for weak in &weakening {
-            (self.context.events)(Event::Warning(format!("{}: {}", weak.setting, weak.effect)));
         }
         weakening
     }

@@ -15,7 +15,7 @@ use stillframe_storage::RelativePath;
 
 use super::directories::{Directories, blob_name, table_names};
 use super::file_name::{FileName, manifest_named_by};
-use super::log_end::ZeroHeader;
+use super::log_end::{Dialect, ZeroHeader};
 use super::logs::{Logs, Reuse};
 use super::manifest::Manifest;
 use super::options_file::OptionsFile;
@@ -537,6 +537,11 @@ impl<'a> Capture<'a> {
     /// LevelDB writes no OPTIONS file.
     pub(crate) fn is_leveldb(&self) -> bool {
         self.settings.file.is_none()
+    }
+
+    /// Whose rules hold for its logs.
+    pub(crate) fn dialect(&self) -> Dialect {
+        if self.is_leveldb() { Dialect::LevelDb } else { Dialect::RocksDb }
     }
 
     pub(crate) fn check_cancelled(&self) -> Result<(), CaptureError> {

@@ -94,6 +94,28 @@ fn a_recycled_log_that_gets_another_name_after_it_was_noted_leads_to_another_att
 
 /// Nothing is appended to a MANIFEST any more once CURRENT names the next one, and it stays for a while.
 #[test]
+fn a_log_that_got_another_name_is_not_called_damaged_by_what_is_written_over_it() {
+    let database = TestDatabase::new();
+    database.write("OPTIONS-000009", b"[DBOptions]\n  recycle_log_file_num=4\n");
+    let mut log = Vec::new();
+    (0..40).for_each(|n| append(&mut log, &[n; 5000], Some(20)));
+    // Where the copy ends, whatever the reason.
+    log[20_000] ^= 1;
+    database.write("000020.log", &log);
+    with_capture(&database, |capture| {
+        accepted(capture);
+        let broken = |capture: &Capture<'_>| {
+            let noted = capture.logs.get(20).unwrap();
+            let dir = &capture.directories.logs().dir;
+            noted.part(20, true, dir, Dialect::RocksDb, capture.context.cancel).unwrap().broken
+        };
+        assert!(broken(capture).is_some());
+        std::fs::rename(database.dir().join("000020.log"), database.dir().join("000031.log")).unwrap();
+        assert_eq!(broken(capture), None, "another log is written over it from now on");
+    });
+}
+
+#[test]
 fn a_roll_over_between_the_looks_leads_to_another_attempt_though_the_old_manifest_stands_still() {
     let database = TestDatabase::new();
     with_capture(&database, |capture| {

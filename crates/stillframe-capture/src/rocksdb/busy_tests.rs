@@ -17,7 +17,7 @@ use rand::{RngExt, SeedableRng};
 use stillframe_storage::{Clock, SystemClock};
 
 use super::capture_with;
-use super::log_end::{LogScan, ZeroHeader};
+use super::log_end::{Dialect, LogScan, ZeroHeader};
 use super::log_format::writer::append;
 use super::log_format::{HEADER, Place, RECYCLABLE_HEADER, RecordReader, Role as RecordRole, look};
 use super::manifest_writer::EditBytes;
@@ -164,7 +164,7 @@ fn ranges_of(table: &[u8]) -> Vec<(u64, u64)> {
 
 /// The first words of the whole records of a log, as the engine's recovery would find them.
 fn records_of(log: &[u8], number: u64) -> Vec<u64> {
-    let mut scan = LogScan::new(number, ZeroHeader::Skips);
+    let mut scan = LogScan::new(number, ZeroHeader::Skips, Dialect::RocksDb);
     scan.feed(log);
     let (mut records, mut offset, mut header, mut payload) = (Vec::new(), 0, HEADER, Vec::new());
     while offset < scan.end() {

@@ -7,9 +7,7 @@ use std::path::Path;
 
 use tokio_util::sync::CancellationToken;
 
-use super::log_format::{
-    BLOCK, BLOCK_LENGTH, HEADER, Physical, Place, RECYCLABLE_HEADER, Role, claimed_payload, look,
-};
+use super::log_format::{BLOCK, BLOCK_LENGTH, HEADER, Physical, Place, RECYCLABLE_HEADER, Role, look};
 use crate::CaptureError;
 
 /// Finds the end of the last whole record of a log that is read from its beginning.
@@ -28,6 +26,16 @@ pub(crate) struct LogScan {
     in_fragments: bool,
     finished: bool,
     at_zero_header: ZeroHeader,
+    dialect: Dialect,
+}
+
+/// Whose rules hold for a log.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Dialect {
+    /// A record begins where the one before ended: anything else is damage.
+    RocksDb,
+    /// With `reuse_logs` a log is written on behind what a killed process left of a record: the fragments are dropped.
+    LevelDb,
 }
 
 /// What the headers of a log look like; the first record tells.
@@ -50,7 +58,7 @@ pub(crate) enum ZeroHeader {
 
 impl LogScan {
     /// A scan of log `number`.
-    pub(crate) fn new(number: u64, at_zero_header: ZeroHeader) -> Self {
+    pub(crate) fn new(number: u64, at_zero_header: ZeroHeader, dialect: Dialect) -> Self {
         // Headers hold the low 32 bits.
         let log_number = u32::try_from(number & u64::from(u32::MAX)).expect("masked to 32 bits");
         Self {
@@ -62,6 +70,7 @@ impl LogScan {
             in_fragments: false,
             finished: false,
             at_zero_header,
+            dialect,
         }
     }
 
@@ -179,7 +188,7 @@ impl LogScan {
             }
         };
         let right_order = match role {
-            Role::Full | Role::First => !self.in_fragments,
+            Role::Full | Role::First => !self.in_fragments || self.dialect == Dialect::LevelDb,
             Role::Middle | Role::Last => self.in_fragments,
             Role::Compression | Role::Auxiliary => true,
         };
@@ -216,6 +225,7 @@ impl ScanError {
 pub(crate) struct LogFile<'a> {
     pub(crate) file: &'a File,
     pub(crate) cancel: &'a CancellationToken,
+    pub(crate) dialect: Dialect,
 }
 
 impl LogFile<'_> {
@@ -226,7 +236,7 @@ impl LogFile<'_> {
         length: u64,
         at_zero_header: ZeroHeader,
     ) -> Result<LogScan, ScanError> {
-        let mut scan = LogScan::new(number, at_zero_header);
+        let mut scan = LogScan::new(number, at_zero_header, self.dialect);
         self.scan_on(&mut scan, length)?;
         Ok(scan)
     }
@@ -260,57 +270,48 @@ impl LogFile<'_> {
     ///
     /// The tail of an older log in a recycled file does not count, nor does what a live writer put over the place since.
     pub(crate) fn record_behind(self, scan: &LogScan, length: u64) -> Result<Option<u64>, ScanError> {
-        if !scan.is_finished() {
-            return Ok(None);
-        }
         let mut block = vec![0; BLOCK_LENGTH];
+        // The block that holds the place: what its header says of its length cannot be believed, so each byte may begin the next
+        // record. The place itself, too: whole records, of which one in the middle is missing.
         let broken = scan.offset();
-        let end = length.min(next_block(broken));
-        let claimed = claimed_payload(self.read(&mut block, broken, end)?).unwrap_or(BLOCK_LENGTH);
-        let behind = |header: usize| Some(broken + (header + claimed) as u64).filter(|at| *at < end);
-        // The place itself: whole records, of which one in the middle is missing. Behind it, if its length can be believed, whatever its
-        // type was. Then each block, which begins with a record.
-        let inside = [Some(broken), behind(HEADER), behind(RECYCLABLE_HEADER)];
-        let blocks = std::iter::successors(Some(next_block(broken)), |at| Some(at + BLOCK));
-        for at in inside.into_iter().flatten().chain(blocks).take_while(|at| *at < length) {
-            if let Some(found) = self.record_from(scan, at, length, &mut block)? {
-                // A writer goes on in order: where it has been, the place can be read now.
-                let mut again = scan.clone();
-                again.resume();
-                self.scan_on(&mut again, length)?;
-                return Ok((again.accepted() <= found).then_some(found));
+        let bytes = self.read(&mut block, broken, length.min(next_block(broken)))?;
+        let mut found = (0..bytes.len())
+            .zip(broken..)
+            .find_map(|(skipped, at)| record_in(scan, at, bytes.get(skipped..).unwrap_or_default()));
+        // All others begin with a record.
+        let mut at = next_block(broken);
+        while found.is_none() && at < length {
+            let end = length.min(next_block(at));
+            // Most blocks behind the end of a recycled log are an older log's: their headers tell.
+            if scan.may_own(self.read(&mut [0; RECYCLABLE_HEADER], at, end)?) {
+                found = record_in(scan, at, self.read(&mut block, at, end)?);
             }
+            at = next_block(at);
         }
-        Ok(None)
+        let Some(found) = found else { return Ok(None) };
+        // A writer goes on in order: where it has been, the place can be read now.
+        let mut again = scan.clone();
+        again.resume();
+        self.scan_on(&mut again, length)?;
+        Ok((again.accepted() <= found).then_some(found))
     }
+}
 
-    /// The first record of the log that begins a logical one, from `at` to the end of that block.
-    fn record_from(
-        self,
-        scan: &LogScan,
-        mut at: u64,
-        length: u64,
-        block: &mut [u8],
-    ) -> Result<Option<u64>, ScanError> {
-        let end = length.min(next_block(at));
-        // Most blocks behind the end of a recycled log are an older log's: their headers tell.
-        if !scan.may_own(self.read(&mut [0; RECYCLABLE_HEADER], at, end)?) {
-            return Ok(None);
+/// The first record of the log that begins a logical one, in `bytes`, which begin at `at` and end with that block or before.
+fn record_in(scan: &LogScan, mut at: u64, mut bytes: &[u8]) -> Option<u64> {
+    let header = if scan.is_recyclable() { RECYCLABLE_HEADER } else { HEADER };
+    while scan.may_own(bytes) {
+        let Place::Record(record) = look(bytes, at, header) else { return None };
+        if !scan.owns(&record) {
+            return None;
         }
-        let mut bytes = self.read(block, at, end)?;
-        let header = if scan.is_recyclable() { RECYCLABLE_HEADER } else { HEADER };
-        while let Place::Record(record) = look(bytes, at, header) {
-            if !scan.owns(&record) {
-                break;
-            }
-            if matches!(record.role, Role::Full | Role::First) {
-                return Ok(Some(at));
-            }
-            at += record.length as u64;
-            bytes = bytes.get(record.length..).unwrap_or_default();
+        if matches!(record.role, Role::Full | Role::First) {
+            return Some(at);
         }
-        Ok(None)
+        at += record.length as u64;
+        bytes = bytes.get(record.length..).unwrap_or_default();
     }
+    None
 }
 
 /// Where the block behind the one of `at` begins.
@@ -333,13 +334,13 @@ mod tests {
 
     fn behind(bytes: &[u8], number: u64) -> Option<u64> {
         let (file, cancel) = (file_of(bytes), CancellationToken::new());
-        let log = LogFile { file: &file, cancel: &cancel };
+        let log = LogFile { file: &file, cancel: &cancel, dialect: Dialect::RocksDb };
         let scan = log.scan(number, bytes.len() as u64, ZeroHeader::Skips).unwrap();
         log.record_behind(&scan, bytes.len() as u64).unwrap()
     }
 
     fn end_of(file: &[u8], number: u64) -> u64 {
-        let mut scan = LogScan::new(number, ZeroHeader::Skips);
+        let mut scan = LogScan::new(number, ZeroHeader::Skips, Dialect::RocksDb);
         scan.feed(file);
         scan.end()
     }
@@ -370,7 +371,7 @@ mod tests {
             append(&mut file, &vec![1; BLOCK_LENGTH - RECYCLABLE_HEADER - padding], Some(3));
             append(&mut file, b"behind the padding", Some(3));
             assert_eq!(end_of(&file, 3), file.len() as u64, "{padding} bytes of padding");
-            let mut wrong = LogScan::new(3, ZeroHeader::Ends);
+            let mut wrong = LogScan::new(3, ZeroHeader::Ends, Dialect::RocksDb);
             wrong.feed(&file);
             assert_eq!(
                 wrong.end() < file.len() as u64,
@@ -386,7 +387,7 @@ mod tests {
         let mut old = Vec::new();
         (0..10).for_each(|_| append(&mut old, &vec![0; 40_000], Some(4)));
         let mut new = Vec::new();
-        let mut scan = LogScan::new(9, ZeroHeader::Skips);
+        let mut scan = LogScan::new(9, ZeroHeader::Skips, Dialect::RocksDb);
         for n in 0..60 {
             append(&mut new, &vec![1; n * 97], Some(9));
             let mut recycled = new.clone();
@@ -444,7 +445,7 @@ mod tests {
             ends.push(bytes.len() as u64);
         }
         let (file, cancel) = (file_of(&bytes), CancellationToken::new());
-        let log = LogFile { file: &file, cancel: &cancel };
+        let log = LogFile { file: &file, cancel: &cancel, dialect: Dialect::RocksDb };
         for length in [0, 1, 9011, 9012, 300_000, bytes.len() as u64] {
             let expected = *ends.iter().rfind(|&&end| end <= length).unwrap();
             assert_eq!(log.scan(2, length, ZeroHeader::Skips).unwrap().end(), expected);
@@ -479,15 +480,40 @@ mod tests {
                 "its type, of one that is not to be ignored"
             );
             assert_eq!(broken(begins[2] + 60), begin(3), "behind the end of one in two blocks");
-            assert_eq!(broken(begins[1] + 5), begin(3), "its length, so that the block is lost");
+            assert_eq!(broken(begins[1] + 5), begin(2), "its length, so that it seems to end elsewhere");
             assert_eq!(broken(begins[4] + 60), begin(5), "in three blocks");
             assert_eq!(broken(begins[5] + 15), None, "the last one");
+            let mut small = sound[..begins[2]].to_vec();
+            small[5] ^= 0x80;
+            assert_eq!(behind(&small, 7), begin(1), "it seems to end behind the file");
+            small[..50].fill(0xa5);
+            assert_eq!(behind(&small, 7), begin(1), "nothing of its header is left");
             for cut in [begins[1] + 60, begins[2] + 60, begins[2] + 39_000] {
                 assert_eq!(behind(&sound[..cut], 7), None, "a log that a dying process left");
                 let mut preallocated = sound[..cut].to_vec();
                 preallocated.resize(200_000, 0);
                 assert_eq!(behind(&preallocated, 7), None, "the same with room behind");
             }
+        }
+    }
+
+    #[test]
+    fn leveldb_goes_on_behind_what_a_killed_process_left() {
+        let mut file = Vec::new();
+        append(&mut file, b"whole", None);
+        let torn = file.len();
+        append(&mut file, &vec![1; 40_000], None);
+        // The first of its two fragments was written whole, the second was not.
+        file.truncate(BLOCK_LENGTH);
+        append(&mut file, b"by the next process", None);
+        for (dialect, end, behind) in
+            [(Dialect::RocksDb, torn, Some(BLOCK)), (Dialect::LevelDb, file.len(), None)]
+        {
+            let (opened, cancel) = (file_of(&file), CancellationToken::new());
+            let log = LogFile { file: &opened, cancel: &cancel, dialect };
+            let scan = log.scan(3, file.len() as u64, ZeroHeader::Skips).unwrap();
+            assert_eq!(scan.end(), end as u64, "{dialect:?}");
+            assert_eq!(log.record_behind(&scan, file.len() as u64).unwrap(), behind, "{dialect:?}");
         }
     }
 
@@ -516,7 +542,7 @@ mod tests {
         let end = new.len();
         let (file, cancel) = (file_of(&old), CancellationToken::new());
         file.write_all_at(&new, 0).unwrap();
-        let log = LogFile { file: &file, cancel: &cancel };
+        let log = LogFile { file: &file, cancel: &cancel, dialect: Dialect::RocksDb };
         let scan = log.scan(9, old.len() as u64, ZeroHeader::Skips).unwrap();
         assert_eq!(scan.end(), end as u64);
         (0..40).for_each(|_| append(&mut new, &[9; 900], Some(9)));
@@ -549,7 +575,7 @@ mod tests {
             }
             let cut = cut.index(file.len() + 1);
             let expected = *ends.iter().rfind(|&&end| end <= cut).unwrap();
-            let mut scan = LogScan::new(17, ZeroHeader::Skips);
+            let mut scan = LogScan::new(17, ZeroHeader::Skips, Dialect::RocksDb);
             let mut visible = 0;
             while visible < cut {
                 visible = (visible + chunk).min(cut);
@@ -562,7 +588,7 @@ mod tests {
 
         #[test]
         fn arbitrary_bytes_never_panic(bytes in proptest::collection::vec(any::<u8>(), 0..300), number: u64) {
-            let mut scan = LogScan::new(number, ZeroHeader::Skips);
+            let mut scan = LogScan::new(number, ZeroHeader::Skips, Dialect::RocksDb);
             scan.feed(&bytes);
             prop_assert!(scan.end() <= bytes.len() as u64);
         }

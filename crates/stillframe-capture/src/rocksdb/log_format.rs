@@ -105,12 +105,6 @@ pub(crate) fn look(bytes: &[u8], offset: u64, header: usize) -> Place<'_> {
     Place::Record(Physical { role, log_number, payload, length })
 }
 
-/// The length of the payload that the header at the front of `bytes` tells, right or wrong.
-pub(crate) fn claimed_payload(bytes: &[u8]) -> Option<usize> {
-    let &[_, _, _, _, l0, l1, _] = bytes.first_chunk::<HEADER>()?;
-    Some(usize::from(u16::from_le_bytes([l0, l1])))
-}
-
 /// The role of a record type, and whether it is recyclable; `None`: unknown and not to be ignored.
 fn role_of(kind: u8) -> Option<(Role, bool)> {
     Some(match kind {
@@ -174,8 +168,13 @@ impl RecordReader {
                 Place::Incomplete => return Ok(()),
                 Place::Padding => {
                     let skipped = BLOCK - self.offset % BLOCK;
+                    let length = usize::try_from(skipped).map_or(bytes.len(), |n| bytes.len().min(n));
+                    let (padding, rest) = bytes.split_at(length);
+                    if padding.iter().any(|&byte| byte != 0) {
+                        return Err(self.error("zeros stand where it should begin").into());
+                    }
                     self.offset += skipped;
-                    bytes = usize::try_from(skipped).ok().and_then(|n| bytes.get(n..)).unwrap_or_default();
+                    bytes = rest;
                     continue;
                 }
                 Place::Bad(fault) => return Err(self.error(fault.reason()).into()),

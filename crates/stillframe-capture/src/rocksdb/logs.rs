@@ -11,7 +11,7 @@ use rustix::io::Errno;
 use stillframe_storage::RelativePath;
 use tokio_util::sync::CancellationToken;
 
-use super::log_end::{LogFile, LogScan, ScanError, ZeroHeader};
+use super::log_end::{Dialect, LogFile, LogScan, ScanError, ZeroHeader};
 use super::log_format::{HEADER, RECYCLABLE_HEADER};
 use super::recycled_copy::RecycledCopy;
 use crate::CaptureError;
@@ -160,7 +160,7 @@ impl std::fmt::Display for BrokenLog {
         let Self { from, whole_at } = self;
         write!(
             f,
-            "it cannot be read from byte {from} on, and whole records follow at byte {whole_at}: engines drop what follows, or \
+            "it cannot be read from byte {from} on, and whole records follow at byte {whole_at}: engines drop records there, or \
              refuse to open"
         )
     }
@@ -235,9 +235,10 @@ impl NotedLog {
         number: u64,
         is_newest: bool,
         dir: &SourceDir,
+        dialect: Dialect,
         cancel: &CancellationToken,
     ) -> Result<LogPart<'_>, CaptureError> {
-        let log = LogFile { file: &self.file, cancel };
+        let log = LogFile { file: &self.file, cancel, dialect };
         if let Some(copy) = self.copy.as_ref().filter(|copy| copy.holds_the_log()) {
             let length = self.file.metadata().map_err(CaptureError::io("read", &self.path))?.len();
             let broken = self.broken(BrokenLog::find(log, copy.scan(), length), dir)?;
@@ -248,7 +249,7 @@ impl NotedLog {
         match log.scan(number, noted, ZeroHeader::Skips) {
             Ok(scan) => {
                 let broken = self.broken(BrokenLog::find(log, &scan, noted), dir)?;
-                let torn = is_newest && !scan.is_finished();
+                let torn = is_newest && !scan.is_finished() && broken.is_none();
                 Ok(LogPart { bytes: original(if torn { scan.end() } else { noted }), broken })
             }
             // Copying will find it short as well.

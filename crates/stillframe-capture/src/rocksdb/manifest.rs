@@ -6,7 +6,7 @@ use std::path::PathBuf;
 
 use tokio_util::sync::CancellationToken;
 
-use super::log_format::RecordReader;
+use super::log_format::{HEADER, Place, RecordReader, Role, look};
 use super::setback::Setback;
 use super::version_edit::ManifestError;
 use super::version_fold::VersionFold;
@@ -15,6 +15,17 @@ use crate::capture::check;
 use crate::pin::{FileMeta, SourceDir, os};
 
 const CHUNK: u64 = 256 * 1024;
+
+/// Where the first whole record behind the first byte of `bytes` begins, which themselves begin at `from`. They end within a block.
+fn whole_record_in(bytes: &[u8], from: u64) -> Option<u64> {
+    let mut behind = (1..bytes.len()).zip(from + 1..);
+    let is_whole = |(skipped, at): &(usize, u64)| {
+        let bytes = bytes.get(*skipped..).unwrap_or_default();
+        matches!(look(bytes, *at, HEADER), Place::Record(record)
+            if record.log_number.is_none() && matches!(record.role, Role::Full | Role::First | Role::Middle | Role::Last))
+    };
+    behind.find(is_whole).map(|(_, at)| at)
+}
 
 /// One MANIFEST, open, with what its edits say up to the length at which it was last looked at.
 #[derive(Debug)]
@@ -74,7 +85,13 @@ impl Manifest {
             let fold = &mut self.fold;
             self.records.feed(chunk, |record| fold.push(record)).map_err(|error| self.explain(&error))?;
             if self.records.offset() == from {
-                // Half a record: its writer is in the middle of it, or died there. Nothing was done on its account yet.
+                // Half a record: its writer is in the middle of it, or died there. Nothing was done on its account yet. But if
+                // something whole follows, it only looks like half a one: its length is damaged.
+                if let Some(at) = whole_record_in(chunk, from) {
+                    let what =
+                        format!("the record at byte {from} is damaged: whole records follow at byte {at}");
+                    return Err(Setback::Wrong(CaptureError::Corrupt { path: self.path.clone(), what }));
+                }
                 break;
             }
         }

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use tokio_util::sync::CancellationToken;
 
-use super::log_end::{LogScan, ZeroHeader};
+use super::log_end::{Dialect, LogScan, ZeroHeader};
 use super::log_format::BLOCK_LENGTH;
 use crate::CaptureError;
 use crate::capture::check;
@@ -38,7 +38,7 @@ impl RecycledCopy {
         let _ = std::fs::remove_file(&path);
         let file = create_new(&path)?;
         let cancel = staging.cancel.clone();
-        Ok(Self { path, file, scan: LogScan::new(number, zero_header), cancel })
+        Ok(Self { path, file, scan: LogScan::new(number, zero_header, Dialect::RocksDb), cancel })
     }
 
     /// Copies what was written since.

@@ -9,7 +9,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::directories::{blob_name, table_names};
 use super::file_name::{FileName, manifest_named_by};
-use super::log_end::{LogFile, ZeroHeader};
+use super::log_end::{Dialect, LogFile, ZeroHeader};
 use super::logs::BrokenLog;
 use super::manifest::Manifest;
 use super::options_file::OptionsFile;
@@ -34,19 +34,50 @@ pub(crate) fn validate(dir: &Path, cancel: &CancellationToken) -> Result<Validat
             reason: "its CURRENT does not name a MANIFEST that is there".to_owned(),
         });
     }
+    let options = newest_options(&main)?;
     let report = ValidationReport::default();
-    let mut checked = Checked { places: places(main)?, report, cancel };
+    let mut checked = Checked { places: places(main, options.as_ref())?, options, report, cancel };
     let manifest = checked.pointers()?;
     for (_, family) in manifest.fold().families() {
         checked.family(&manifest, family)?;
     }
     checked.logs(manifest.fold())?;
-    checked.options()?;
+    checked.options();
     Ok(checked.report)
 }
 
+/// The newest OPTIONS file.
+struct Options {
+    name: String,
+    size: u64,
+    /// Where it says that the logs are, if it says so.
+    wal_dir: Option<PathBuf>,
+    /// The same if that is in the database's own directory: there a restore puts them, under a name of the user's choice.
+    inside: Option<PathBuf>,
+}
+
+/// `None`: there is no OPTIONS file, as in LevelDB.
+fn newest_options(main: &SourceDir) -> Result<Option<Options>, CaptureError> {
+    let mut newest = None;
+    for name in main.list()? {
+        if let Some(FileName::Options(number)) = FileName::parse(name.as_bytes()) {
+            newest = newest.max(Some((number, name)));
+        }
+    }
+    let Some((_, name)) = newest else { return Ok(None) };
+    let bytes = main.read(&name)?.unwrap_or_default();
+    let wal_dir = OptionsFile::parse(&bytes).wal_dir();
+    let inside = wal_dir.as_ref().and_then(|wal_dir| {
+        let (found, main) =
+            (main.path().join(wal_dir).canonicalize().ok()?, main.path().canonicalize().ok()?);
+        found.starts_with(main).then_some(found)
+    });
+    let name = name.to_string_lossy().into_owned();
+    Ok(Some(Options { name, size: bytes.len() as u64, wal_dir, inside }))
+}
+
 /// The directory itself and those below it in which parts of a restored database may be.
-fn places(main: SourceDir) -> Result<Vec<SourceDir>, CaptureError> {
+fn places(main: SourceDir, options: Option<&Options>) -> Result<Vec<SourceDir>, CaptureError> {
     let mut places = Vec::new();
     for name in main.list()? {
         let of_a_restore = [&b"wal_dir"[..], b"db_path-", b"cf_path-"]
@@ -56,6 +87,13 @@ fn places(main: SourceDir) -> Result<Vec<SourceDir>, CaptureError> {
             places.push(SourceDir::open(&main.path().join(&name))?);
         }
     }
+    if let Some(logs) = options.and_then(|options| options.inside.as_ref()) {
+        let at = logs.canonicalize().ok();
+        let known = |place: &SourceDir| place.path().canonicalize().ok() == at;
+        if !known(&main) && !places.iter().any(known) {
+            places.push(SourceDir::open(logs)?);
+        }
+    }
     places.insert(0, main);
     Ok(places)
 }
@@ -63,6 +101,7 @@ fn places(main: SourceDir) -> Result<Vec<SourceDir>, CaptureError> {
 struct Checked<'a> {
     /// The main directory first.
     places: Vec<SourceDir>,
+    options: Option<Options>,
     report: ValidationReport,
     cancel: &'a CancellationToken,
 }
@@ -171,8 +210,15 @@ impl Checked<'_> {
         if logs.is_empty() {
             // Checkpoints that were never opened are sound without; their directory was never locked.
             let opened = self.main().stat(os("LOCK"))?.is_some();
+            // Whoever restores logs into a directory of their own writes that into the options.
+            let restored = self.options.as_ref().is_some_and(|options| {
+                options
+                    .inside
+                    .as_ref()
+                    .is_some_and(|logs| Some(logs) != self.main().path().canonicalize().ok().as_ref())
+            });
             let what = "there is no log that its MANIFEST needs";
-            if opened {
+            if opened || restored {
                 return Err(CaptureError::Corrupt {
                     path: self.main().path().to_owned(),
                     what: what.to_owned(),
@@ -189,9 +235,10 @@ impl Checked<'_> {
                 return Err(CaptureError::Corrupt { path: self.main().path().to_owned(), what });
             }
         }
+        let dialect = if self.options.is_some() { Dialect::RocksDb } else { Dialect::LevelDb };
         for (number, path, meta) in &logs {
             let file = File::open(path).map_err(CaptureError::io("open", path))?;
-            let log = LogFile { file: &file, cancel: self.cancel };
+            let log = LogFile { file: &file, cancel: self.cancel, dialect };
             let scan = log.scan(*number, meta.size, ZeroHeader::Skips).map_err(|error| error.of(path))?;
             if let Some(broken) = BrokenLog::find(log, &scan, meta.size).map_err(|error| error.of(path))? {
                 return Err(CaptureError::Corrupt { path: path.clone(), what: broken.to_string() });
@@ -209,30 +256,17 @@ impl Checked<'_> {
         Ok(())
     }
 
-    fn options(&mut self) -> Result<(), CaptureError> {
-        let mut newest = None;
-        for name in self.main().list()? {
-            if let Some(FileName::Options(number)) = FileName::parse(name.as_bytes()) {
-                newest = newest.max(Some((number, name)));
-            }
-        }
-        let Some((_, name)) = newest else { return Ok(()) };
-        let bytes = self.main().read(&name)?.unwrap_or_default();
-        self.count(bytes.len() as u64);
-        let Some(wal_dir) = OptionsFile::parse(&bytes).wal_dir() else { return Ok(()) };
-        let main = self.main().path();
-        let inside = match (main.join(&wal_dir).canonicalize(), main.canonicalize()) {
-            (Ok(wal_dir), Ok(main)) => wal_dir.starts_with(main),
-            _ => false,
-        };
-        if !inside {
-            self.remark(format!(
-                "{} names the log directory {}: a program that loads these options uses, and deletes, the logs there",
-                name.display(),
+    fn options(&mut self) {
+        let Some(Options { name, size, wal_dir, inside }) = &self.options else { return };
+        let size = *size;
+        let outside = wal_dir.as_ref().filter(|_| inside.is_none()).map(|wal_dir| {
+            format!(
+                "{name} names the log directory {}: a program that loads these options uses, and deletes, the logs there",
                 wal_dir.display()
-            ));
-        }
-        Ok(())
+            )
+        });
+        self.count(size);
+        outside.into_iter().for_each(|remark| self.remark(remark));
     }
 }
 
