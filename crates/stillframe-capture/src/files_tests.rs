@@ -272,7 +272,13 @@ fn validation_misses_nothing_that_the_description_names() {
     };
     broken(&|| std::fs::write(target.join("a/one"), "longer than it was").unwrap());
     std::fs::write(target.join("a/one"), "first").unwrap();
-    check(&target).unwrap();
+    let report = check(&target).unwrap();
+    assert_eq!(report.remarks, [""; 0]);
+    std::fs::write(target.join("a/stranger"), "x").unwrap();
+    let strange = check(&target).unwrap();
+    assert_eq!((strange.files, strange.bytes), (report.files, report.bytes), "those that were captured");
+    assert!(strange.remarks[0].contains("a/stranger was not captured"), "{strange:?}");
+    std::fs::remove_file(target.join("a/stranger")).unwrap();
     broken(&|| std::fs::remove_dir(target.join("a/b/empty")).unwrap());
     std::fs::write(target.join("a/b/empty"), "").unwrap();
     broken(&|| {});

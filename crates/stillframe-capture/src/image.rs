@@ -310,7 +310,8 @@ fn open_dir(path: &Path) -> Result<File, CaptureError> {
 }
 
 /// `base` and all directories below it, children before their parents.
-fn directories_below(base: &Path) -> Result<Vec<PathBuf>, CaptureError> {
+/// `base` and all directories below it, children first.
+pub(crate) fn directories_below(base: &Path) -> Result<Vec<PathBuf>, CaptureError> {
     let mut found = vec![base.to_owned()];
     let mut next = 0;
     while let Some(dir) = found.get(next).cloned() {

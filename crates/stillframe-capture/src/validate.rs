@@ -1,10 +1,12 @@
 //! Checks an image as it lies, without opening it with its engine (which would change it).
 
-use std::path::Path;
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
 
 use tokio_util::sync::CancellationToken;
 
-use crate::snapshot::{FileKind, Snapshot};
+use crate::image::directories_below;
+use crate::snapshot::{FileKind, SNAPSHOT_FILE, Snapshot};
 use crate::{CaptureError, Engine, files, fjall, rocksdb, sqlite};
 
 /// What was looked at in a sound image.
@@ -69,6 +71,32 @@ pub fn validate_image(
         };
         return Err(CaptureError::Corrupt { path, what });
     }
+    report.remarks.extend(remark_on_strangers(snapshot, dir)?);
     // Of plain files there is no more to be asked.
-    if snapshot.engine == Engine::Files { Ok(report) } else { validate(snapshot.engine, dir, cancel) }
+    if snapshot.engine != Engine::Files {
+        report.remarks.extend(validate(snapshot.engine, dir, cancel)?.remarks);
+    }
+    Ok(report)
+}
+
+/// An engine takes what it finds: a log that was not captured would be replayed.
+fn remark_on_strangers(snapshot: &Snapshot, dir: &Path) -> Result<Option<String>, CaptureError> {
+    let captured: BTreeSet<PathBuf> = snapshot.files.iter().map(|entry| entry.path.below(dir)).collect();
+    let mut strangers = Vec::new();
+    for below in directories_below(dir)? {
+        for entry in std::fs::read_dir(&below).map_err(CaptureError::io("list", &below))? {
+            let entry = entry.map_err(CaptureError::io("list", &below))?;
+            let path = entry.path();
+            let is_ours = captured.contains(&path) || path == dir.join(SNAPSHOT_FILE);
+            if !is_ours && !entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+                strangers.push(path);
+            }
+        }
+    }
+    strangers.sort_unstable();
+    let more = strangers.len().saturating_sub(1);
+    Ok(strangers.first().map(|first| match more {
+        0 => format!("{} was not captured, and lies in the image", first.display()),
+        more => format!("{} was not captured, and lies in the image, as do {more} more", first.display()),
+    }))
 }
