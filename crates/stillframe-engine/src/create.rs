@@ -118,13 +118,12 @@ pub async fn plan<E: From<EngineError>>(
     surroundings: &Surroundings,
 ) -> Result<CreatePlan, E> {
     let watch = watch_of(options, job);
-    watch
-        .during(Box::pin(async {
-            let (repo, images) = capture_while(opening, options, &watch, job, surroundings).await?;
-            let held = hold(&repo, images, options, job, surroundings).await?;
-            Ok(describe(options, &held))
-        }))
-        .await
+    let planning = Box::pin(async {
+        let (repo, images) = capture_while(opening, options, &watch, job, surroundings).await?;
+        let held = hold(&repo, images, options, job, surroundings).await?;
+        Ok(describe(options, &held))
+    });
+    watch.during(planning, |text| surroundings.warn(text)).await
 }
 
 /// Captures all sources and writes one backup into the repository that `opening` gives: unlocking takes about as long as a
@@ -136,12 +135,11 @@ pub async fn create<E: From<EngineError>>(
     surroundings: &Surroundings,
 ) -> Result<CreateOutcome, E> {
     let watch = watch_of(options, job);
-    watch
-        .during(Box::pin(async {
-            let (repo, images) = capture_while(opening, options, &watch, job, surroundings).await?;
-            Ok(write(&repo, images, options, &watch, job, surroundings).await?)
-        }))
-        .await
+    let creating = Box::pin(async {
+        let (repo, images) = capture_while(opening, options, &watch, job, surroundings).await?;
+        Ok(write(&repo, images, options, &watch, job, surroundings).await?)
+    });
+    watch.during(creating, |text| surroundings.warn(text)).await
 }
 
 /// A repository that cannot be opened ends the capture.

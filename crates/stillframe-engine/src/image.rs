@@ -57,7 +57,7 @@ pub async fn create_image(
     job.enter(Phase::Capturing)?;
     let named = NamedSource { name: source.to_string(), source: source.clone() };
     let watch = watch_over(std::iter::once(source), &options.capture, options.reserve, job);
-    let kept = watch.during(async {
+    let keeping = async {
         let image = capture_all(&[named], &options.capture, &watch, job, surroundings).await?.pop();
         let image = image.ok_or_else(|| EngineError::Bug("one source gave no image".to_owned()))?;
         job.enter(Phase::Sealing)?;
@@ -71,8 +71,8 @@ pub async fn create_image(
         Ok::<_, EngineError>(
             kept.await.map_err(|_| EngineError::Bug("keeping the image panicked".to_owned()))??,
         )
-    });
-    let snapshot = kept.await?;
+    };
+    let snapshot = watch.during(keeping, |text| surroundings.warn(text)).await?;
     made.keep();
     let is_linked = |file: &SnapshotFile| {
         std::fs::metadata(file.path.below(target)).is_ok_and(|meta| meta.is_file() && meta.nlink() > 1)

@@ -1,13 +1,14 @@
 //! Free space that a backup leaves on the disks its sources live on.
 
 use std::collections::BTreeMap;
+use std::fmt;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use stillframe_storage::disk_space;
+use stillframe_storage::{ByteSize, disk_space};
 use tokio_util::sync::CancellationToken;
 
 use crate::EngineError;
@@ -44,9 +45,30 @@ pub(crate) struct ReserveWatch {
     reserve: Reserve,
     /// Ends the work, without counting as the user's cancel.
     stop: CancellationToken,
-    breach: Mutex<Option<EngineError>>,
+    breach: Mutex<Option<Breach>>,
     /// Bytes that were announced to it.
     announced: AtomicU64,
+}
+
+/// A file system that was seen below its reserve.
+#[derive(Debug)]
+struct Breach {
+    path: PathBuf,
+    available: u64,
+    reserve: u64,
+}
+
+impl fmt::Display for Breach {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (free, reserve) = (ByteSize(self.available), ByteSize(self.reserve));
+        write!(f, "the disk of {} has {free} free, less than the reserve of {reserve}", self.path.display())
+    }
+}
+
+impl From<Breach> for EngineError {
+    fn from(Breach { path, available, reserve }: Breach) -> Self {
+        Self::Reserve { path, available, reserve }
+    }
 }
 
 /// How often to look. At 2 GB/s a disk loses 0.5 GB between two looks, half of the smallest default reserve.
@@ -83,12 +105,14 @@ impl ReserveWatch {
     }
 
     /// Does the work with the watch beside it. Both run to their end: the work joins its tasks and lets go of everything before a
-    /// breach is reported.
+    /// breach is reported. A breach that comes too late to stop it undoes nothing: what exists is told as such, and the breach only
+    /// warned of.
     pub(crate) async fn during<T, E: From<EngineError>>(
         &self,
         work: impl Future<Output = Result<T, E>>,
+        warn: impl FnOnce(String),
     ) -> Result<T, E> {
-        self.look().map_err(E::from)?;
+        self.look().map_err(EngineError::from)?;
         let done = CancellationToken::new();
         let watching = async {
             while !self.stop.is_cancelled() {
@@ -104,17 +128,23 @@ impl ReserveWatch {
             result
         };
         let ((), result) = tokio::join!(watching, work);
-        match self.breach().take() {
-            Some(breach) => Err(breach.into()),
-            None => result,
+        match (result, self.breach().take()) {
+            (Err(_), Some(breach)) => Err(EngineError::from(breach).into()),
+            (Ok(done), Some(breach)) => {
+                warn(format!(
+                    "{breach}; all was done when that was noticed, the next time it will be stopped"
+                ));
+                Ok(done)
+            }
+            (result, None) => result,
         }
     }
 
     /// Stops the work if a file system is below its reserve. To be called while something is copied, too: that fills a disk faster
     /// than the watch looks.
     pub(crate) fn check(&self) {
-        if let Err(error) = self.look() {
-            self.breach().get_or_insert(error);
+        if let Err(breach) = self.look() {
+            self.breach().get_or_insert(breach);
             self.stop.cancel();
         }
     }
@@ -140,22 +170,18 @@ impl ReserveWatch {
         if self.stop.is_cancelled() { Err(EngineError::Cancelled) } else { Ok(()) }
     }
 
-    fn breach(&self) -> MutexGuard<'_, Option<EngineError>> {
+    fn breach(&self) -> MutexGuard<'_, Option<Breach>> {
         self.breach.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Fails if one of the file systems is below its reserve now.
-    fn look(&self) -> Result<(), EngineError> {
+    fn look(&self) -> Result<(), Breach> {
         for place in &self.places {
             // A place that cannot be asked (a source that was moved away) is the capture's business.
             let Ok(space) = disk_space(place) else { continue };
             let wanted = self.reserve.of(space.total);
             if space.available < wanted {
-                return Err(EngineError::Reserve {
-                    path: place.clone(),
-                    available: space.available,
-                    reserve: wanted,
-                });
+                return Err(Breach { path: place.clone(), available: space.available, reserve: wanted });
             }
         }
         Ok(())
@@ -200,7 +226,7 @@ mod tests {
             written += 1 << 20;
             assert!(written <= STEP, "{written} bytes were let through");
         }
-        assert!(watch.demand().is_err() && matches!(*watch.breach(), Some(EngineError::Reserve { .. })));
+        assert!(watch.demand().is_err() && watch.breach().is_some());
     }
 
     /// A disk that cannot be asked at first, and is below its reserve as soon as it can.
@@ -218,8 +244,31 @@ mod tests {
             assert!(stopped.is_ok(), "nobody looks at the disk while the work goes on");
             Err::<(), _>(EngineError::Cancelled)
         };
-        let error = watch.during(work).await.unwrap_err();
+        let error = watch.during(work, |text| panic!("{text}")).await.unwrap_err();
         assert!(matches!(&error, EngineError::Reserve { path, .. } if *path == place), "{error}");
         assert!(!parent.is_cancelled(), "the user has cancelled nothing");
+    }
+
+    /// The backup is sealed, or the image stands in its place: to call that a failure would be wrong.
+    #[tokio::test]
+    async fn work_that_was_done_before_a_breach_could_stop_it_is_done_and_the_breach_is_a_warning() {
+        let root = tempfile::tempdir().unwrap();
+        let (place, away) = (root.path().join("place"), root.path().join("away"));
+        std::fs::create_dir(&place).unwrap();
+        let token = CancellationToken::new();
+        let watch = ReserveWatch::new(std::iter::once(place.as_path()), Reserve::Percent(100), &token);
+        std::fs::rename(&place, &away).unwrap();
+        let work = async {
+            std::fs::rename(&away, &place).unwrap();
+            watch.check();
+            Ok::<_, EngineError>("sealed")
+        };
+        let mut warnings = Vec::new();
+        assert_eq!(watch.during(work, |text| warnings.push(text)).await.unwrap(), "sealed");
+        let [warning] = warnings.as_slice() else { panic!("{warnings:?}") };
+        assert!(
+            warning.contains(&place.display().to_string()) && warning.contains("all was done"),
+            "{warning}"
+        );
     }
 }
