@@ -1,6 +1,5 @@
 //! Capture as a part of a verb: on a thread that may block, with its events turned into ours.
 
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -63,8 +62,7 @@ pub(crate) fn watch_over<'a>(
     job: &Job,
 ) -> Arc<ReserveWatch> {
     let sources = sources.map(|source| source.path.as_path());
-    let staging = options.staging.iter().map(PathBuf::as_path);
-    ReserveWatch::new(sources.chain(staging), reserve, job.token())
+    ReserveWatch::new(sources, options.staging.as_deref(), reserve, job.token())
 }
 
 pub(crate) fn with_context<T>(
@@ -126,7 +124,8 @@ mod tests {
         let source: Source = format!("sqlite:{}", path.display()).parse().unwrap();
         let sources = [NamedSource { name: "app".to_owned(), source }];
         for (reserve, stops) in [(Reserve::Bytes(0), false), (Reserve::Percent(100), true)] {
-            let watch = ReserveWatch::new(std::iter::once(dir.path()), reserve, &CancellationToken::new());
+            let watch =
+                ReserveWatch::new(std::iter::once(dir.path()), None, reserve, &CancellationToken::new());
             let captured =
                 capture_all(&sources, &CaptureOptions::default(), &watch, &job, &surroundings).await;
             assert_eq!(watch.stop().is_cancelled(), stops);

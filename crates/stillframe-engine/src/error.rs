@@ -22,9 +22,10 @@ pub enum EngineError {
     /// Make room on the live disk, or lower the reserve.
     #[error(
         "stopped: the disk of {path} has {} free, less than the reserve of {}; \
-         all pins were let go; make room, stage elsewhere (--staging) or set --reserve",
+         all pins were let go; make room{} or set --reserve",
         ByteSize(*.available),
-        ByteSize(*.reserve)
+        ByteSize(*.reserve),
+        if *.is_staging { ", choose another --staging" } else { "" }
     )]
     Reserve {
         /// Something on the file system.
@@ -33,6 +34,8 @@ pub enum EngineError {
         available: u64,
         /// Bytes that were to stay free.
         reserve: u64,
+        /// It is the disk of the staging directory that was asked for, and no source's.
+        is_staging: bool,
     },
     /// The options do not fit the backup or each other. Fix them.
     #[error("{0}")]

@@ -40,8 +40,8 @@ impl Reserve {
 /// Pins keep tables alive that the engine wants gone, and copies grow: a long upload beside heavy compaction, or a large copy, can
 /// fill the live disk. As soon as one file system is below its reserve the work is stopped and lets go of both.
 pub(crate) struct ReserveWatch {
-    /// One path for each file system.
-    places: Vec<PathBuf>,
+    /// One for each file system.
+    places: Vec<Place>,
     reserve: Reserve,
     /// Ends the work, without counting as the user's cancel.
     stop: CancellationToken,
@@ -50,10 +50,18 @@ pub(crate) struct ReserveWatch {
     announced: AtomicU64,
 }
 
+/// Something on a file system that is watched.
+#[derive(Debug, Clone)]
+struct Place {
+    path: PathBuf,
+    /// The user has named it for staging and can name another.
+    is_staging: bool,
+}
+
 /// A file system that was seen below its reserve.
 #[derive(Debug)]
 struct Breach {
-    path: PathBuf,
+    place: Place,
     available: u64,
     reserve: u64,
 }
@@ -61,13 +69,17 @@ struct Breach {
 impl fmt::Display for Breach {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let (free, reserve) = (ByteSize(self.available), ByteSize(self.reserve));
-        write!(f, "the disk of {} has {free} free, less than the reserve of {reserve}", self.path.display())
+        write!(
+            f,
+            "the disk of {} has {free} free, less than the reserve of {reserve}",
+            self.place.path.display()
+        )
     }
 }
 
 impl From<Breach> for EngineError {
-    fn from(Breach { path, available, reserve }: Breach) -> Self {
-        Self::Reserve { path, available, reserve }
+    fn from(Breach { place: Place { path, is_staging }, available, reserve }: Breach) -> Self {
+        Self::Reserve { path, available, reserve, is_staging }
     }
 }
 
@@ -77,16 +89,19 @@ const INTERVAL: Duration = Duration::from_millis(250);
 const STEP: u64 = 16 << 20;
 
 impl ReserveWatch {
-    /// For work that `parent` may cancel, too.
+    /// For work that `parent` may cancel, too. Where `staging` shares the file system of a source, it is the source that is named:
+    /// its disk is short wherever the staging is.
     pub(crate) fn new<'a>(
-        places: impl Iterator<Item = &'a Path>,
+        sources: impl Iterator<Item = &'a Path>,
+        staging: Option<&'a Path>,
         reserve: Reserve,
         parent: &CancellationToken,
     ) -> Arc<Self> {
         let mut by_device = BTreeMap::new();
-        for place in places {
-            if let Ok(meta) = std::fs::metadata(place) {
-                by_device.entry(meta.dev()).or_insert_with(|| place.to_owned());
+        let sources = sources.map(|path| (path, false));
+        for (path, is_staging) in sources.chain(staging.map(|path| (path, true))) {
+            if let Ok(meta) = std::fs::metadata(path) {
+                by_device.entry(meta.dev()).or_insert_with(|| Place { path: path.to_owned(), is_staging });
             }
         }
         let places = by_device.into_values().collect();
@@ -178,10 +193,10 @@ impl ReserveWatch {
     fn look(&self) -> Result<(), Breach> {
         for place in &self.places {
             // A place that cannot be asked (a source that was moved away) is the capture's business.
-            let Ok(space) = disk_space(place) else { continue };
+            let Ok(space) = disk_space(&place.path) else { continue };
             let wanted = self.reserve.of(space.total);
             if space.available < wanted {
-                return Err(Breach { path: place.clone(), available: space.available, reserve: wanted });
+                return Err(Breach { place: place.clone(), available: space.available, reserve: wanted });
             }
         }
         Ok(())
@@ -202,12 +217,32 @@ mod tests {
     #[test]
     fn a_disk_below_its_reserve_is_named() {
         let dir = tempfile::tempdir().unwrap();
-        let all =
-            ReserveWatch::new([dir.path()].into_iter(), Reserve::Percent(100), &CancellationToken::new());
-        let error = all.look().unwrap_err().to_string();
+        let all = ReserveWatch::new(
+            [dir.path()].into_iter(),
+            None,
+            Reserve::Percent(100),
+            &CancellationToken::new(),
+        );
+        let error = EngineError::from(all.look().unwrap_err()).to_string();
         assert!(error.contains(&dir.path().display().to_string()), "{error}");
+        assert!(error.contains("make room or set --reserve") && !error.contains("--staging"), "{error}");
         let token = CancellationToken::new();
-        ReserveWatch::new([dir.path()].into_iter(), Reserve::Bytes(0), &token).look().unwrap();
+        ReserveWatch::new([dir.path()].into_iter(), None, Reserve::Bytes(0), &token).look().unwrap();
+    }
+
+    #[test]
+    fn another_staging_directory_is_advised_only_where_it_is_the_given_one_that_is_short() {
+        let dir = tempfile::tempdir().unwrap();
+        let token = CancellationToken::new();
+        for (source, staging, is_advised) in [
+            (None, Some(dir.path()), true),
+            (Some(dir.path()), Some(dir.path()), false),
+            (Some(dir.path()), None, false),
+        ] {
+            let watch = ReserveWatch::new(source.into_iter(), staging, Reserve::Percent(100), &token);
+            let error = EngineError::from(watch.look().unwrap_err()).to_string();
+            assert_eq!(error.contains("--staging"), is_advised, "{error}");
+        }
     }
 
     /// A disk that cannot be asked at first, and is below its reserve afterwards.
@@ -217,7 +252,7 @@ mod tests {
         let (place, away) = (root.path().join("place"), root.path().join("away"));
         std::fs::create_dir(&place).unwrap();
         let token = CancellationToken::new();
-        let watch = ReserveWatch::new(std::iter::once(place.as_path()), Reserve::Percent(100), &token);
+        let watch = ReserveWatch::new(std::iter::once(place.as_path()), None, Reserve::Percent(100), &token);
         std::fs::rename(&place, &away).unwrap();
         watch.announce(1).unwrap();
         std::fs::rename(&away, &place).unwrap();
@@ -236,7 +271,7 @@ mod tests {
         let (place, away) = (root.path().join("place"), root.path().join("away"));
         std::fs::create_dir(&place).unwrap();
         let parent = CancellationToken::new();
-        let watch = ReserveWatch::new(std::iter::once(place.as_path()), Reserve::Percent(100), &parent);
+        let watch = ReserveWatch::new(std::iter::once(place.as_path()), None, Reserve::Percent(100), &parent);
         std::fs::rename(&place, &away).unwrap();
         let work = async {
             std::fs::rename(&away, &place).unwrap();
@@ -256,7 +291,7 @@ mod tests {
         let (place, away) = (root.path().join("place"), root.path().join("away"));
         std::fs::create_dir(&place).unwrap();
         let token = CancellationToken::new();
-        let watch = ReserveWatch::new(std::iter::once(place.as_path()), Reserve::Percent(100), &token);
+        let watch = ReserveWatch::new(std::iter::once(place.as_path()), None, Reserve::Percent(100), &token);
         std::fs::rename(&place, &away).unwrap();
         let work = async {
             std::fs::rename(&away, &place).unwrap();
