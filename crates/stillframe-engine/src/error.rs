@@ -51,7 +51,7 @@ pub enum EngineError {
     },
     /// The target's disk is too small.
     #[error(
-        "no space: {} are to be restored, and the disk of {path} has {} free; nothing was written",
+        "no space: {} are to be restored, and the disk of {path} has {} free; nothing was written; {advice}",
         ByteSize(*.needed),
         ByteSize(*.available)
     )]
@@ -62,6 +62,8 @@ pub enum EngineError {
         available: u64,
         /// Bytes of the files.
         needed: u64,
+        /// What to do about it.
+        advice: &'static str,
     },
     /// The target may not be written.
     #[error("cannot {action} {path}: permission denied")]

@@ -87,7 +87,7 @@ pub async fn restore(
     refuse_unknown_names(&placed, options)?;
     refuse_within_source(&target, &placed)?;
     let (parent, made) = make_parent(&target)?;
-    refuse_too_large(parent, &chosen)?;
+    refuse_too_large(parent, &chosen, "choose another --to or make room")?;
     surroundings.tell(Event::Staging(parent.to_owned()));
     if let Err(error) = sweep_leftovers(parent) {
         tracing::debug!(parent = %parent.display(), %error, "leftovers could not be looked for");
@@ -120,7 +120,7 @@ pub async fn restore(
     Ok(outcome)
 }
 
-/// Restores into `dir`, which is made, in place: for a look at it, not to keep it.
+/// Restores into `dir`, which is made, in place: for a look at it, not to keep it. Whether there is room is for the caller to ask.
 pub(crate) async fn restore_into(
     repo: &Repository,
     manifest: &Manifest,
@@ -130,8 +130,6 @@ pub(crate) async fn restore_into(
     surroundings: &Surroundings,
 ) -> Result<RestoreOutcome, EngineError> {
     let chosen = choose(manifest, options)?;
-    let parent = dir.parent().unwrap_or(dir);
-    refuse_too_large(parent, &chosen)?;
     let placed = place(repo, &chosen, options).await?;
     restore_placed(&Restoring { repo, staging: dir, target: dir }, &placed, job, surroundings).await
 }
@@ -240,12 +238,17 @@ fn place_of(target: &Path) -> Result<PathBuf, EngineError> {
 }
 
 /// Before anything is written: a restore that cannot end well must not fill a disk that others write to.
-fn refuse_too_large(parent: &Path, chosen: &[&SourceManifest]) -> Result<(), EngineError> {
+/// `dir` is the place that the user knows.
+pub(crate) fn refuse_too_large(
+    dir: &Path,
+    chosen: &[&SourceManifest],
+    advice: &'static str,
+) -> Result<(), EngineError> {
     // Whoever wrote the manifest may have announced anything.
     let needed = chosen.iter().fold(0_u64, |sum, source| sum.saturating_add(source.bytes));
-    match disk_space(parent) {
+    match disk_space(dir) {
         Ok(space) if space.available < needed => {
-            Err(EngineError::TooLarge { path: parent.to_owned(), available: space.available, needed })
+            Err(EngineError::TooLarge { path: dir.to_owned(), available: space.available, needed, advice })
         }
         // A file system that does not tell is tried.
         _ => Ok(()),

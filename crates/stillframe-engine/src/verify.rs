@@ -12,7 +12,7 @@ use stillframe_repo::{
 };
 use stillframe_storage::StagingDir;
 
-use crate::restore::{RestoreOptions, restore_into};
+use crate::restore::{RestoreOptions, refuse_too_large, restore_into};
 use crate::{EngineError, Event, Surroundings};
 
 /// How deep to look. Each level holds the ones before it.
@@ -155,6 +155,7 @@ async fn open_each(
 ) -> Result<Vec<String>, EngineError> {
     let mut unsound = Vec::new();
     for source in manifest.draft.sources.iter().filter(|source| source.form == SourceForm::Image) {
+        refuse_too_large(&options.staging, &[source], "choose another with --staging")?;
         surroundings.tell(Event::Staging(options.staging.clone()));
         let staging = StagingDir::create(&options.staging, &(surroundings.random_name)())
             .map_err(EngineError::io("make a staging directory in", &options.staging))?;

@@ -79,6 +79,7 @@ async fn a_backup_for_which_there_is_no_room_is_refused_before_anything_is_writt
     let error = house.restore(id, &house.out("made/for/target")).await.unwrap_err();
     let EngineError::TooLarge { needed, available, .. } = &error else { panic!("{error}") };
     assert!(*needed == u64::MAX / 2 && available < needed, "{error}");
+    assert!(error.to_string().contains("--to"), "{error}");
     assert!(!house.out("made").exists());
     assert_eq!(house.left_behind(), Vec::<std::path::PathBuf>::new());
 }

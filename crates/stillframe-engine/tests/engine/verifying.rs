@@ -1,7 +1,10 @@
 //! How deep each level looks, and what is restored for the deepest.
 
+use std::path::Path;
+
 use futures::TryStreamExt;
-use stillframe_engine::verify::Level;
+use stillframe_engine::EngineError;
+use stillframe_engine::verify::{Level, VerifyOptions, verify};
 use stillframe_storage::object_store::{ObjectStore, ObjectStoreExt, PutPayload};
 use stillframe_testkit::Content;
 
@@ -55,4 +58,19 @@ async fn a_database_whose_log_has_a_directory_of_its_own_is_opened_as_a_restore_
     assert!(found.files > 0 && house.left_behind().is_empty());
     // A log that is not found, or options that name the live one, would be told.
     assert_eq!(*house.warnings.lock().unwrap(), [""; 0]);
+}
+
+/// The file system of the processes tells that it has no room at all.
+#[tokio::test(flavor = "multi_thread")]
+async fn staging_that_is_too_small_is_named_as_it_was_given_before_anything_is_made_in_it() {
+    let house = House::new().await;
+    let tree = house.data("tree");
+    std::fs::create_dir(&tree).unwrap();
+    std::fs::write(tree.join("file"), "some bytes").unwrap();
+    let backup = house.back_up(&[&format!("files:{}", tree.display())]).await.unwrap().id;
+    let options = VerifyOptions { level: Level::Open, staging: "/proc".into() };
+    let found = verify(&house.repo, backup, &options, &house.job(), &house.surroundings).await;
+    let error = found.unwrap_err();
+    let EngineError::TooLarge { path, needed: 10, available: 0, .. } = &error else { panic!("{error}") };
+    assert!(path == Path::new("/proc") && error.to_string().contains("--staging"), "{error}");
 }
