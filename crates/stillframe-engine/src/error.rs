@@ -83,14 +83,14 @@ pub enum EngineError {
         /// What it said.
         source: io::Error,
     },
-    /// A file's content is lost. Look what else is, and whether another backup has it.
+    /// A file's content is lost, or a source's description or file list. Look what else is, and whether another backup has it.
     #[error(
-        "{file} cannot be restored: {lost}; nothing was restored. `stillframe verify` names all that is lost, another backup may have it, \
+        "{what} cannot be restored: {lost}; nothing was restored. `stillframe verify` names all that is lost, another backup may have it, \
          and --source brings other sources back"
     )]
-    FileLost {
-        /// The file, as the backup calls it.
-        file: String,
+    Lost {
+        /// The file, as the backup calls it, or what of which source.
+        what: String,
         /// What is wrong with its content.
         lost: RepoError,
     },
@@ -127,6 +127,13 @@ impl EngineError {
         }
     }
 
+    /// Names what damage of the repository has taken; anything else that went wrong there stays as it is.
+    pub(crate) fn lost(what: impl FnOnce() -> String) -> impl FnOnce(RepoError) -> Self {
+        |error| {
+            if error.is_damage() { Self::Lost { what: what(), lost: error } } else { error.into() }
+        }
+    }
+
     /// What kind of failure this is.
     pub fn kind(&self) -> Kind {
         match self {
@@ -138,7 +145,7 @@ impl EngineError {
                 CaptureError::NeedsFlag { .. } => Kind::Usage,
                 _ => Kind::Source,
             },
-            Self::Repo(error) | Self::FileLost { lost: error, .. } => repo_kind(error),
+            Self::Repo(error) | Self::Lost { lost: error, .. } => repo_kind(error),
             Self::Reserve { .. } | Self::NoSpace { .. } | Self::TooLarge { .. } => Kind::NoSpace,
             Self::Usage(_) | Self::Occupied(_) => Kind::Usage,
             Self::Permission { .. } => Kind::Permission,

@@ -106,7 +106,8 @@ impl<'a> Filling<'a> {
         }
         let mut leaves = self.repo.leaves(content);
         let mut offset = 0;
-        while let Some(chunk) = leaves.next().await? {
+        let lost = || EngineError::lost(|| destination.entry.display_path());
+        while let Some(chunk) = leaves.next().await.map_err(lost())? {
             if self.batch.len() >= BATCH_CHUNKS || self.batch_bytes + chunk.length > BATCH_BYTES {
                 self.send().await?;
             }
@@ -183,7 +184,7 @@ fn in_file(error: RepoError, batch: &[Piece]) -> EngineError {
         _ => None,
     };
     match piece {
-        Some(piece) => EngineError::FileLost { file: piece.destination.entry.display_path(), lost: error },
+        Some(piece) => EngineError::Lost { what: piece.destination.entry.display_path(), lost: error },
         None => error.into(),
     }
 }

@@ -142,7 +142,9 @@ async fn place<'a>(
 ) -> Result<Vec<Placed<'a>>, EngineError> {
     let mut placed = Vec::new();
     for source in chosen {
-        let description = repo.read_content(source.snapshot, MAX_DESCRIPTION).await?;
+        let description = repo.read_content(source.snapshot, MAX_DESCRIPTION).await;
+        let description =
+            description.map_err(EngineError::lost(|| format!("the description of {}", source.name)))?;
         let snapshot: Snapshot = serde_json::from_slice(&description).map_err(|error| {
             EngineError::Unsound(format!("{SNAPSHOT_FILE} of {} cannot be read: {error}", source.name))
         })?;
@@ -372,7 +374,8 @@ async fn write_list(
     let rewrites = layout.new_wal_dir(snapshot).is_some();
     let mut list = into.repo.files(source.files);
     let mut made = None;
-    while let Some(entry) = list.next().await? {
+    let lost = || EngineError::lost(|| format!("the file list of {}", source.name));
+    while let Some(entry) = list.next().await.map_err(lost())? {
         let place = into.staging.join(layout.place(&entry));
         let directory = match &entry.kind {
             FileKind::Directory => Some(place.as_path()),

@@ -15,19 +15,29 @@ async fn write_backup(
     entries: &[(&str, Option<&Path>)],
     directories: &str,
 ) -> stillframe_repo::BackupId {
-    write_backup_with(house, entries, directories, None).await
+    write_backup_with(house, entries, directories, |_| ()).await
 }
 
 /// Writes a backup of one small file that announces so many bytes.
 pub async fn write_backup_announcing(house: &House, bytes: u64) -> stillframe_repo::BackupId {
-    write_backup_with(house, &[("f", None)], "[]", Some(bytes)).await
+    write_backup_with(house, &[("f", None)], "[]", |source| source.bytes = bytes).await
+}
+
+/// Writes a backup of one small file whose list is none.
+pub async fn write_backup_without_list(house: &House) -> stillframe_repo::BackupId {
+    write_backup_with(house, &[("f", None)], "[]", |source| source.files = source.snapshot).await
+}
+
+/// Writes a backup of one small file by an engine that this version does not know.
+pub async fn write_backup_of_an_unknown_engine(house: &House) -> stillframe_repo::BackupId {
+    write_backup_with(house, &[("f", None)], "[]", |source| source.engine = "sled".to_owned()).await
 }
 
 async fn write_backup_with(
     house: &House,
     entries: &[(&str, Option<&Path>)],
     directories: &str,
-    announced: Option<u64>,
+    alter: impl Fn(&mut SourceManifest) + Copy + Send,
 ) -> stillframe_repo::BackupId {
     let clock = std::sync::Arc::new(ManualClock::new(jiff::Timestamp::UNIX_EPOCH));
     let snapshot = format!(
@@ -64,7 +74,7 @@ async fn write_backup_with(
                         })?;
                     }
                     let list = list.finish()?;
-                    let source = SourceManifest {
+                    let mut source = SourceManifest {
                         name: "s".to_owned(),
                         form: SourceForm::Image,
                         engine: "files".to_owned(),
@@ -76,9 +86,10 @@ async fn write_backup_with(
                         lineage: None,
                         files: list.content,
                         file_count: list.file_count,
-                        bytes: announced.unwrap_or(list.bytes),
+                        bytes: list.bytes,
                         collections: None,
                     };
+                    alter(&mut source);
                     Ok::<_, Error>(ManifestDraft { sources: vec![source], ..ManifestDraft::default() })
                 })
             }

@@ -1,19 +1,22 @@
 //! Restores of databases whose logs have a directory of their own, restores for which there is no room, and restores that fail in the
 //! middle of their writes.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::Path;
 use std::pin::pin;
 use std::sync::mpsc::channel;
 use std::time::Duration;
 
-use crate::hostile::write_backup_announcing;
+use crate::hostile::{write_backup_announcing, write_backup_without_list};
 use crate::house::House;
 use crate::made_rocksdb::make_rocksdb;
-use stillframe_engine::EngineError;
+use futures::TryStreamExt;
 use stillframe_engine::restore::{RestoreOptions, restore};
-use stillframe_testkit::{Effect, Fault, Inventory, Operation};
+use stillframe_engine::{EngineError, Kind};
+use stillframe_repo::FileKind;
+use stillframe_storage::object_store::{ObjectStore, ObjectStoreExt};
+use stillframe_testkit::{Content, Effect, Fault, Inventory, Operation};
 
 fn wal_dir_of(database: &Path) -> Option<String> {
     let options = std::fs::read_to_string(database.join("OPTIONS-000007")).unwrap();
@@ -82,6 +85,49 @@ async fn a_backup_for_which_there_is_no_room_is_refused_before_anything_is_writt
     assert!(error.to_string().contains("--to"), "{error}");
     assert!(!house.out("made").exists());
     assert_eq!(house.left_behind(), Vec::<std::path::PathBuf>::new());
+}
+
+/// Every pack of a small backup holds something else: what is lost with each is told with its name and with what to do.
+#[tokio::test(flavor = "multi_thread")]
+async fn whatever_of_a_source_is_lost_is_named_with_what_can_be_done() {
+    let house = House::new().await;
+    let tree = house.data("tree");
+    std::fs::create_dir(&tree).unwrap();
+    // So many chunks that nodes stand between the file and them.
+    std::fs::write(tree.join("large"), Content::new(1, 1.0).bytes(20 << 20)).unwrap();
+    let backup = house.back_up(&[&format!("files:{}", tree.display())]).await.unwrap().id;
+    let source = house.repo.manifest(backup).await.unwrap().draft.sources.swap_remove(0);
+    let mut list = house.repo.files(source.files);
+    let FileKind::File { content } = list.next().await.unwrap().unwrap().kind else { panic!("a file") };
+    assert!(content.level > 0);
+    let packs: Vec<_> = house.store.list(Some(&"packs".into())).try_collect().await.unwrap();
+    let mut told = BTreeSet::new();
+    for pack in packs.into_iter().map(|pack| pack.location) {
+        let bytes = house.store.get(&pack).await.unwrap().bytes().await.unwrap();
+        house.store.delete(&pack).await.unwrap();
+        let repo = house.opened_elsewhere().await;
+        let target = house.out("target");
+        let options = RestoreOptions { target: target.clone(), source: None, map: BTreeMap::new() };
+        let restored = restore(&repo, backup, &options, &house.job(), &house.surroundings).await;
+        let error = restored.unwrap_err();
+        let EngineError::Lost { what, .. } = &error else { panic!("{error}") };
+        let text = error.to_string();
+        assert!(text.contains("stillframe verify") && text.contains("--source"), "{text}");
+        told.insert(what.clone());
+        assert!(!target.exists());
+        house.store.put(&pack, bytes.into()).await.unwrap();
+    }
+    assert!(told.contains("large") && told.contains("the description of tree"), "{told:?}");
+}
+
+/// A list whose bytes are those of something else is as lost as one that is gone.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_lost_file_list_is_named_with_its_source() {
+    let house = House::new().await;
+    let id = write_backup_without_list(&house).await;
+    let error = house.restore(id, &house.out("target")).await.unwrap_err();
+    assert!(matches!(&error, EngineError::Lost { what, .. } if what == "the file list of s"), "{error}");
+    assert!(error.kind() == Kind::Damaged && !house.out("target").exists(), "{error}");
 }
 
 /// On a runtime with one thread for blocking work, which the test keeps: a batch of files that was fetched waits for it to be written.

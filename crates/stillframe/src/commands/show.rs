@@ -61,7 +61,18 @@ pub async fn run(session: &Session, args: &Show) -> Result<(), Failure> {
 
 async fn list_files(session: &Session, repo: &Repository, source: &SourceManifest) -> Result<(), Failure> {
     let mut list = repo.files(source.files);
-    while let Some(entry) = list.next().await? {
+    let lost = |error: stillframe_repo::Error| {
+        let is_damage = error.is_damage();
+        let mut failure = Failure::from(error);
+        if is_damage {
+            failure.message = format!(
+                "the file list of {} cannot be read: {}; `stillframe verify` names all that is lost, and another backup may have it",
+                source.name, failure.message
+            );
+        }
+        failure
+    };
+    while let Some(entry) = list.next().await.map_err(lost)? {
         let kind = match &entry.kind {
             FileKind::File { .. } => "file",
             FileKind::Directory => "directory",
