@@ -94,6 +94,14 @@ pub enum EngineError {
         /// What is wrong with its content.
         lost: RepoError,
     },
+    /// Written by a newer Stillframe, for an engine that this one does not know. Use that one.
+    #[error("{source_name}: engine {engine:?} is not known to this version: use a newer Stillframe")]
+    UnknownEngine {
+        /// The source's name in the backup.
+        source_name: String,
+        /// The engine's name.
+        engine: String,
+    },
     /// Verification found damage.
     #[error("{0}")]
     Unsound(String),
@@ -151,7 +159,9 @@ impl EngineError {
             Self::Permission { .. } => Kind::Permission,
             Self::Unsound(_) => Kind::Damaged,
             Self::Cancelled => Kind::Cancelled,
-            Self::Io { .. } | Self::Deadline { .. } | Self::Bug(_) => Kind::Failed,
+            Self::Io { .. } | Self::UnknownEngine { .. } | Self::Deadline { .. } | Self::Bug(_) => {
+                Kind::Failed
+            }
         }
     }
 }

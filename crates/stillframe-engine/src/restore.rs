@@ -17,6 +17,7 @@ use stillframe_storage::{
 };
 
 use crate::filling::{Filled, Filling, SetAttributes, apply, attributes};
+use crate::parse_engine::engine_of;
 use crate::remark::{joined, remark};
 use crate::target::{make_parent, require_vacant};
 use crate::{EngineError, Event, Surroundings};
@@ -142,6 +143,8 @@ async fn place<'a>(
 ) -> Result<Vec<Placed<'a>>, EngineError> {
     let mut placed = Vec::new();
     for source in chosen {
+        // Its description could not be understood either, and would seem to be damaged.
+        engine_of(source)?;
         let description = repo.read_content(source.snapshot, MAX_DESCRIPTION).await;
         let description =
             description.map_err(EngineError::lost(|| format!("the description of {}", source.name)))?;

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use stillframe_capture::{CaptureError, Engine, validate};
+use stillframe_capture::{CaptureError, validate};
 use stillframe_jobs::{Job, Phase, Progress};
 use stillframe_repo::{
     BackupId, Finding, Manifest, Repository, SourceForm, VerifyLevel, VerifyOptions as RepoOptions,
@@ -12,6 +12,7 @@ use stillframe_repo::{
 };
 use stillframe_storage::StagingDir;
 
+use crate::parse_engine::engine_of;
 use crate::restore::{RestoreOptions, refuse_too_large, restore_into};
 use crate::{EngineError, Event, Surroundings};
 
@@ -155,6 +156,7 @@ async fn open_each(
 ) -> Result<Vec<String>, EngineError> {
     let mut unsound = Vec::new();
     for source in manifest.draft.sources.iter().filter(|source| source.form == SourceForm::Image) {
+        let engine = engine_of(source)?;
         refuse_too_large(&options.staging, &[source], "choose another with --staging")?;
         surroundings.tell(Event::Staging(options.staging.clone()));
         let staging = StagingDir::create(&options.staging, &(surroundings.random_name)())
@@ -164,16 +166,6 @@ async fn open_each(
         let (name, map) = (Some(source.name.clone()), BTreeMap::new());
         let restored = RestoreOptions { target: target.clone(), source: name, map };
         restore_into(repo, manifest, &restored, &target, job, surroundings).await?;
-        let engine: Engine = match format!("{}:x", source.engine).parse::<stillframe_capture::Source>() {
-            Ok(source) => source.engine,
-            Err(_) => {
-                unsound.push(format!(
-                    "{}: engine {:?} is not known to this version",
-                    source.name, source.engine
-                ));
-                continue;
-            }
-        };
         let cancel = job.token().clone();
         let checked = tokio::task::spawn_blocking(move || validate(engine, &target, &cancel)).await;
         match checked.map_err(|_| EngineError::Bug("the validation panicked".into()))? {

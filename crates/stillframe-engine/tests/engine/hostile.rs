@@ -30,7 +30,7 @@ pub async fn write_backup_without_list(house: &House) -> stillframe_repo::Backup
 
 /// Writes a backup of one small file by an engine that this version does not know.
 pub async fn write_backup_of_an_unknown_engine(house: &House) -> stillframe_repo::BackupId {
-    write_backup_with(house, &[("f", None)], "[]", |source| source.engine = "sled".to_owned()).await
+    write_backup_with(house, &[("f", None)], "[]", |source| "sled".clone_into(&mut source.engine)).await
 }
 
 async fn write_backup_with(

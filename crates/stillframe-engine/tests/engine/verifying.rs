@@ -3,11 +3,12 @@
 use std::path::Path;
 
 use futures::TryStreamExt;
-use stillframe_engine::EngineError;
 use stillframe_engine::verify::{Level, VerifyOptions, verify};
+use stillframe_engine::{EngineError, Kind};
 use stillframe_storage::object_store::{ObjectStore, ObjectStoreExt, PutPayload};
 use stillframe_testkit::Content;
 
+use crate::hostile::write_backup_of_an_unknown_engine;
 use crate::house::House;
 use crate::made_rocksdb::make_rocksdb;
 
@@ -73,4 +74,32 @@ async fn staging_that_is_too_small_is_named_as_it_was_given_before_anything_is_m
     let error = found.unwrap_err();
     let EngineError::TooLarge { path, needed: 10, available: 0, .. } = &error else { panic!("{error}") };
     assert!(path == Path::new("/proc") && error.to_string().contains("--staging"), "{error}");
+}
+
+/// It may be as sound as any.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_engine_that_this_version_does_not_know_makes_no_backup_unsound() {
+    let house = House::new().await;
+    let backup = write_backup_of_an_unknown_engine(&house).await;
+    assert_eq!(house.verify(backup, Level::Decrypt).await.unwrap().damage, [""; 0]);
+    for error in [
+        house.verify(backup, Level::Open).await.unwrap_err(),
+        house.restore(backup, &house.out("target")).await.unwrap_err(),
+    ] {
+        assert_eq!(error.kind(), Kind::Failed, "{error}");
+        assert!(error.to_string().contains("use a newer Stillframe"), "{error}");
+    }
+    assert!(house.left_behind().is_empty() && !house.out("target").exists());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_sound_database_is_remarked_on_is_passed_on() {
+    let house = House::new().await;
+    std::fs::write(house.data("empty.db"), "").unwrap();
+    let backup = house.back_up(&[&format!("sqlite:{}", house.data("empty.db").display())]).await.unwrap().id;
+    house.warnings.lock().unwrap().clear();
+    let found = house.verify(backup, Level::Open).await.unwrap();
+    assert_eq!((&found.damage, &found.unsound), (&vec![], &vec![]));
+    let warnings = house.warnings.lock().unwrap();
+    assert!(matches!(warnings.as_slice(), [remark] if remark.contains("empty database")), "{warnings:?}");
 }

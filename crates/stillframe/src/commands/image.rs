@@ -5,10 +5,8 @@ use std::path::Path;
 use std::time::Duration;
 
 use serde_json::json;
-use stillframe_capture::{
-    CaptureError, Engine, SNAPSHOT_FILE, Snapshot, Source, detect, validate, validate_image,
-};
-use stillframe_engine::{ImageOptions, create_image};
+use stillframe_capture::{CaptureError, Engine, SNAPSHOT_FILE, Snapshot, detect, validate, validate_image};
+use stillframe_engine::{ImageOptions, create_image, parse_engine};
 use stillframe_jobs::Phase;
 use stillframe_storage::path_text;
 use tokio_util::sync::CancellationToken;
@@ -84,7 +82,7 @@ fn tell_weakening(session: &Session, snapshot: &Snapshot) {
 }
 
 fn check(session: &Session, dir: &Path, engine: Option<&str>) -> Result<(), Failure> {
-    let given = engine.map(parse_engine).transpose()?;
+    let given = engine.map(given_engine).transpose()?;
     if !dir.exists() {
         return Err(Failure::new(Kind::Usage, format!("{}: no such file or directory", dir.display())));
     }
@@ -134,9 +132,8 @@ fn check(session: &Session, dir: &Path, engine: Option<&str>) -> Result<(), Fail
     Ok(())
 }
 
-fn parse_engine(name: &str) -> Result<Engine, Failure> {
-    let source = format!("{name}:x").parse::<Source>();
-    source.map(|source| source.engine).map_err(|_| {
+fn given_engine(name: &str) -> Result<Engine, Failure> {
+    parse_engine(name).ok_or_else(|| {
         Failure::new(
             Kind::Usage,
             format!("{name:?} is not an engine; write rocksdb, leveldb, fjall, sqlite or files"),
