@@ -493,7 +493,16 @@ impl Verifier<'_> {
     }
 }
 
+/// Several chunks of one source or file, such as its description and its list, can be lost with one pack and for one reason: where
+/// nothing but the chunk tells them apart, that is one thing to tell.
 fn add(report: &mut VerifyReport, finding: Finding) {
+    let of_the_same = |other: &&Finding| other.source == finding.source && other.file == finding.file;
+    let is_told = |other: &Finding| {
+        other.offset == finding.offset && other.object == finding.object && other.why == finding.why
+    };
+    if report.findings.iter().rev().take_while(of_the_same).any(is_told) {
+        return;
+    }
     if report.findings.len() < MAX_FINDINGS {
         report.findings.push(finding);
     } else {

@@ -70,6 +70,27 @@ async fn a_whole_backup_is_sound_at_each_level() {
     assert_eq!(report.objects, objects(&scene.store, "").await.len() as u64 - 1, "all but stillframe.json");
 }
 
+/// Description and list of a source often lie in one pack.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_nothing_but_the_chunk_tells_apart_is_one_finding() {
+    let scene = scene().await;
+    for pack in objects(&scene.store, "packs").await {
+        let bytes = scene.store.get(&pack).await.unwrap().bytes().await.unwrap();
+        scene.store.delete(&pack).await.unwrap();
+        for level in LEVELS {
+            let report = verify(scene.store.clone(), scene.id, level).await.unwrap();
+            let told: Vec<_> = report
+                .findings
+                .iter()
+                .map(|found| (&found.object, &found.why, &found.source, &found.file, &found.offset))
+                .collect();
+            assert_eq!(told.iter().collect::<BTreeSet<_>>().len(), told.len(), "{level:?}: {told:?}");
+            assert!(!told.is_empty());
+        }
+        scene.store.put(&pack, bytes.into()).await.unwrap();
+    }
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_flipped_bit_anywhere_in_any_object_is_found_without_keys_and_names_the_object() {
     let scene = scene().await;
