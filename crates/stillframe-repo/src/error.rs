@@ -210,7 +210,7 @@ fn unopened(keys: usize) -> String {
 fn not_found(name: &str) -> String {
     match name {
         "latest" => "the repository has no backups".to_owned(),
-        name => format!("there is no backup {name:?} in this repository"),
+        name => format!("there is no backup {name:?} in this repository; `stillframe snapshots` lists them"),
     }
 }
 

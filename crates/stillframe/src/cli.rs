@@ -299,7 +299,7 @@ Examples:
         #[command(flatten)]
         passphrase: PassphraseArgs,
         /// Anybody who can read the files can read the backups
-        #[arg(long, conflicts_with = "passphrase_file")]
+        #[arg(long)]
         no_encryption: bool,
     },
     /// Show what a repository is and how much it holds

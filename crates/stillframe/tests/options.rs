@@ -42,6 +42,14 @@ fn names_and_tags_select_and_a_name_of_several_is_told_with_dates() {
     assert_eq!(ids(&["snapshots", "--tag", "b"]).len(), 2);
     assert_eq!(ids(&["snapshots", "--tag", "a"]), [nightly["id"].clone()]);
     assert_eq!(ids(&["snapshots", "--name", "nightly"]), [nightly["id"].clone()]);
+    for (words, said) in [
+        (&["--name", "weekly", "--tag", "a"][..], "no backup has this name and this tag\n"),
+        (&["--name", "c"], "no backup has this name\n"),
+        (&["--tag", "c"], "no backup has this tag\n"),
+    ] {
+        assert_eq!(scene.good(&[&["snapshots"], words].concat()), said);
+    }
+    assert!(scene.bad(&["show", "c"], 24).contains("`stillframe snapshots` lists them"));
     scene.back_up(&["files:one", "--name", "nightly"]);
     let error = scene.bad(&["show", "nightly"], 24);
     assert!(error.contains(nightly["id"].as_str().unwrap()) && error.contains(" of 2"), "{error}");
@@ -192,7 +200,14 @@ fn a_share_of_the_processor_and_of_the_line_still_make_whole_backups() {
 #[test]
 fn a_repository_is_its_owners_and_lies_neither_among_other_things_nor_in_its_sources() {
     let scene = Scene::new();
-    scene.good(&["repo", "init", "bare", "--no-encryption"]);
+    let words = ["repo", "init", "bare", "--no-encryption"];
+    let with_file = scene.command(&words).env("STILLFRAME_PASSPHRASE_FILE", "file").output().unwrap();
+    assert_eq!(with_file.status.code(), Some(2));
+    // Who has typed no such option must know where it comes from.
+    assert!(String::from_utf8(with_file.stderr).unwrap().contains("STILLFRAME_PASSPHRASE_FILE"));
+    scene.bad(&[&words[..], &["--passphrase-file", "file"]].concat(), 2);
+    assert!(!scene.path("bare").exists());
+    scene.good(&words);
     let plain = ["backup", "files:one", "-r", "bare", "--reserve", "0"];
     assert!(scene.command(&plain).env("STILLFRAME_PASSPHRASE", "").output().unwrap().status.success());
     let mut paths = vec![scene.path("bare"), scene.path("repo")];

@@ -118,7 +118,7 @@ fn check(session: &Session, dir: &Path, engine: Option<&str>) -> Result<(), Fail
             (engine, validate(engine, dir, never).map_err(damage)?)
         }
     };
-    report.remarks.iter().for_each(|remark| session.console.note(remark));
+    report.remarks.iter().for_each(|remark| session.console.warn(remark));
     session.console.line(format!(
         "{} is a sound {engine} image: {}, {}",
         dir.display(),

@@ -6,7 +6,7 @@ use serde_json::json;
 
 use crate::cli::RepoCommand;
 use crate::commands::snapshots::UNFINISHED;
-use crate::failure::Failure;
+use crate::failure::{Failure, Kind};
 use crate::repository::{init_repository, open_repository};
 use crate::session::Session;
 use crate::sizes::{bytes, count};
@@ -15,6 +15,12 @@ use crate::sizes::{bytes, count};
 pub async fn run(session: &Session, command: &RepoCommand) -> Result<(), Failure> {
     match command {
         RepoCommand::Init { url, passphrase, no_encryption } => {
+            // Checked by hand: it may have come from the environment, which a parser of options does not say.
+            if *no_encryption && passphrase.passphrase_file.is_some() {
+                let message = "--no-encryption: a passphrase is given, too (--passphrase-file, or STILLFRAME_PASSPHRASE_FILE in the \
+                               environment); leave one of them away";
+                return Err(Failure::new(Kind::Usage, message));
+            }
             let repo = init_repository(url, passphrase, *no_encryption, Arc::clone(&session.clock)).await?;
             let kind = if *no_encryption { "not encrypted" } else { "encrypted" };
             session.console.line(format!("repository {} made in {url}, {kind}", repo.id()));

@@ -27,10 +27,15 @@ pub async fn run(session: &Session, args: &Snapshots) -> Result<(), Failure> {
         session.console.object("snapshot", object(manifest));
     }
     if count == 0 {
-        let selected = args.tag.is_some() || args.name.is_some();
+        let selected = match (&args.name, &args.tag) {
+            (Some(_), Some(_)) => Some("no backup has this name and this tag"),
+            (Some(_), None) => Some("no backup has this name"),
+            (None, Some(_)) => Some("no backup has this tag"),
+            (None, None) => None,
+        };
         let unfinished = list.unfinished.len();
-        if selected && !list.readable.is_empty() {
-            session.console.line("no backup has this name or tag");
+        if let Some(none) = selected.filter(|_| !list.readable.is_empty()) {
+            session.console.line(none);
         } else if unfinished == 0 {
             session.console.line("no backups");
         } else {
@@ -81,6 +86,7 @@ pub fn object(manifest: &Manifest) -> serde_json::Value {
     json!({
         "id": manifest.id.to_string(), "created": manifest.created, "name": draft.name, "tags": draft.tags,
         "host": draft.host, "user": draft.user, "program": draft.program, "sources": sources,
-        "base": manifest.base.map(|id| id.to_string()), "statistics": manifest.statistics, "warnings": draft.warnings,
+        "base": manifest.base.map(|id| id.to_string()), "statistics": manifest.statistics,
+        "warnings": draft.warnings,
     })
 }
