@@ -67,7 +67,7 @@ pub struct ManifestDraft {
     pub writer: String,
     /// What is in it.
     pub sources: Vec<SourceManifest>,
-    /// Files that were passed over and said so.
+    /// Files whose content was taken over from the base: the engine says that they are unchanged, so they were not read.
     #[serde(default)]
     pub files_skipped: u64,
     /// What people should know when they restore it.

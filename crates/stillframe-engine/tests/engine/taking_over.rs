@@ -77,11 +77,15 @@ async fn where_one_source_meets_damage_nothing_of_the_others_is_taken_over_eithe
     assert!(warnings[0].contains("is damaged") && warnings[0].contains("/one is read"), "{warnings:?}");
     let second = house.back_up(&sources).await.unwrap();
     assert_eq!(second.statistics.bytes_taken_over, 0);
+    let skipped = async |id| house.repo.manifest(id).await.unwrap().draft.files_skipped;
+    assert_eq!(skipped(second.id).await, 0);
     let back = house.out("back");
     house.restore(second.id, &back).await.unwrap();
     assert_same_tables(&one, &back.join("one"));
     assert_same_tables(&two, &back.join("two"));
     assert_eq!(unchanged().await, [5, 2], "and the next one relies on this one again");
+    let third = house.back_up(&sources).await.unwrap();
+    assert_eq!(skipped(third.id).await, 7);
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -32,9 +32,10 @@ pub async fn run(session: &Session, args: &Show) -> Result<(), Failure> {
         console.answer(format!("tags     {}", draft.tags.join(", ")));
     }
     console.answer(format!(
-        "work     {} read, {} taken over unread, {} new, {} stored",
+        "work     {} read, {} taken over unread ({}), {} new, {} stored",
         bytes(statistics.bytes_read),
         bytes(statistics.bytes_taken_over),
+        count(draft.files_skipped, "file"),
         bytes(statistics.bytes_new),
         bytes(statistics.bytes_stored),
     ));

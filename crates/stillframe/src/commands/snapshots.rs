@@ -87,6 +87,6 @@ pub fn object(manifest: &Manifest) -> serde_json::Value {
         "id": manifest.id.to_string(), "created": manifest.created, "name": draft.name, "tags": draft.tags,
         "host": draft.host, "user": draft.user, "program": draft.program, "sources": sources,
         "base": manifest.base.map(|id| id.to_string()), "statistics": manifest.statistics,
-        "warnings": draft.warnings,
+        "files_taken_over": draft.files_skipped, "warnings": draft.warnings,
     })
 }
