@@ -7,10 +7,11 @@ use std::sync::Arc;
 use stillframe_capture::{CaptureError, validate};
 use stillframe_jobs::{Job, Phase, Progress};
 use stillframe_repo::{
-    BackupId, Finding, Manifest, Repository, SourceForm, VerifyLevel, VerifyOptions as RepoOptions,
-    VerifyReport,
+    BackupId, Finding, Manifest, ObjectReport, Repository, SourceForm, VerifyLevel,
+    VerifyOptions as RepoOptions, VerifyReport, check_objects,
 };
 use stillframe_storage::StagingDir;
+use stillframe_storage::object_store::ObjectStore;
 
 use crate::parse_engine::engine_of;
 use crate::restore::{RestoreOptions, refuse_too_large, restore_into};
@@ -96,6 +97,20 @@ pub async fn verify(
         outcome.unsound = open_each(repo, &manifest, options, job, surroundings).await?;
     }
     Ok(outcome)
+}
+
+/// Compares every object of the repository in `store` with its own hash, which needs no key. Damage is an outcome here, too.
+pub async fn verify_objects(
+    store: Arc<dyn ObjectStore>,
+    job: &Job,
+    surroundings: &Surroundings,
+) -> Result<ObjectReport, EngineError> {
+    job.enter(Phase::Transferring)?;
+    let tell = |bytes| {
+        let progress = Progress { bytes_done: bytes, ..Progress::new(Phase::Transferring) };
+        surroundings.tell(Event::Progress(job.progress(&progress)));
+    };
+    Ok(check_objects(store, job.token(), &tell).await?)
 }
 
 async fn look(

@@ -270,16 +270,21 @@ pub enum Level {
 #[command(after_help = "\
 Examples:
   stillframe verify -r /backups/node
-  stillframe verify nightly --level open --staging /var/tmp")]
+  stillframe verify nightly --level open --staging /var/tmp
+  stillframe verify --level hash --without-key -r /backups/node")]
 pub struct Verify {
     /// latest, a name, or the beginning of an id; it must fit one backup only
     #[arg(default_value = "latest")]
     pub backup: String,
     #[command(flatten)]
     pub repo: RepoArgs,
-    /// How deep to look
-    #[arg(long, value_enum, default_value_t = Level::Decrypt)]
-    pub level: Level,
+    /// How deep to look [default: decrypt, or hash without a key]
+    #[arg(long, value_enum)]
+    pub level: Option<Level>,
+    /// For `hash`: every object of the repository is compared with its own hash, whatever backup it belongs to, and no passphrase is
+    /// needed. What is missing is not noticed
+    #[arg(long, conflicts_with_all = ["backup", "staging"])]
+    pub without_key: bool,
     /// For `open`: where to restore to for the check [default: the system's temporary directory]
     #[arg(long, value_name = "DIR")]
     pub staging: Option<PathBuf>,

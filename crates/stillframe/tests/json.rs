@@ -111,6 +111,7 @@ fn what_is_printed_is_what_the_page_says() {
         &["snapshots"],
         &["show", "first", "--files"],
         &["verify", "--level", "hash"],
+        &["verify", "--without-key"],
         &["repo", "info"],
         &["key", "add", "--label", "second"],
         &["key", "list"],

@@ -185,6 +185,30 @@ fn a_latest_backup_that_is_still_to_come_is_told() {
 }
 
 #[test]
+fn what_is_stored_is_checked_by_whoever_has_no_key() {
+    let scene = Scene::new();
+    scene.back_up(&["files:one"]);
+    let blind = |words: &[&str]| {
+        let output = scene.command(words).env_remove("STILLFRAME_PASSPHRASE").output().unwrap();
+        let text = [output.stdout, output.stderr].map(|said| String::from_utf8(said).unwrap()).concat();
+        (output.status.code(), text)
+    };
+    assert_eq!(blind(&["verify", "--level", "hash"]).0, Some(12));
+    let (code, text) = blind(&["verify", "--level", "hash", "--without-key"]);
+    assert!(code == Some(0) && text.contains("each is as it was written"), "{text}");
+    for words in [&["--level", "decrypt"][..], &["latest"], &["--staging", "."]] {
+        assert_eq!(blind(&[&["verify", "--without-key"], words].concat()).0, Some(2), "{words:?}");
+    }
+    let manifests = scene.path("repo/manifests");
+    let manifest = manifests.join(&names(&manifests)[0]);
+    let mut bytes = std::fs::read(&manifest).unwrap();
+    bytes[60] ^= 1;
+    std::fs::write(&manifest, bytes).unwrap();
+    let (code, text) = blind(&["verify", "--without-key"]);
+    assert!(code == Some(30) && text.contains("the repository is damaged: manifests/"), "{text}");
+}
+
+#[test]
 fn a_passphrase_is_never_passed_over() {
     let scene = Scene::new();
     scene.back_up(&["files:one"]);

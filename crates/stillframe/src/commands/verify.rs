@@ -1,24 +1,28 @@
 //! `verify`.
 
 use serde_json::json;
-use stillframe_engine::verify::{self, VerifyOptions, verify};
+use stillframe_engine::verify::{self, VerifyOptions, verify, verify_objects};
 use stillframe_jobs::Phase;
 
 use crate::cli::{Level, Verify};
 use crate::commands::{from_here, refuse_no_directory};
 use crate::failure::{Failure, Kind};
-use crate::repository::{open_repository, pick, refuse_in_repository};
+use crate::repository::{open_repository, open_store, pick, refuse_in_repository};
 use crate::session::{Session, full_share};
 use crate::sizes::{bytes, count, span};
 
 /// Looks at one backup; damage is a failure of its own kind.
 pub async fn run(session: &Session, args: &Verify) -> Result<(), Failure> {
+    if args.without_key {
+        return run_without_key(session, args).await;
+    }
     refuse_no_directory("--staging", args.staging.as_deref())?;
     let staging = args.staging.as_deref().map_or_else(std::env::temp_dir, from_here);
     refuse_in_repository("--staging", &staging)?;
     let repo = open_repository(&args.repo).await?;
     let backup = pick(session, &repo, &args.backup).await?;
-    let level = match args.level {
+    let wanted = args.level.unwrap_or(Level::Decrypt);
+    let level = match wanted {
         Level::Exists => verify::Level::Exists,
         Level::Hash => verify::Level::Hash,
         Level::Decrypt => verify::Level::Decrypt,
@@ -61,7 +65,7 @@ pub async fn run(session: &Session, args: &Verify) -> Result<(), Failure> {
         })
         .await?;
     // This level lists packs and reads none.
-    let looked = match args.level {
+    let looked = match wanted {
         Level::Exists => "looked for".to_owned(),
         Level::Hash | Level::Decrypt | Level::Open => format!("{}, looked at", count(outcome.packs, "pack")),
     };
@@ -76,5 +80,43 @@ pub async fn run(session: &Session, args: &Verify) -> Result<(), Failure> {
         json!({ "backup": backup.to_string(), "level": word, "files": outcome.files, "bytes": outcome.bytes,
             "packs": outcome.packs }),
     );
+    Ok(())
+}
+
+/// Looks at everything that is stored; whose it is, only who has the key can tell.
+async fn run_without_key(session: &Session, args: &Verify) -> Result<(), Failure> {
+    if !matches!(args.level, None | Some(Level::Hash)) {
+        return Err(Failure::new(Kind::Usage, "--without-key: only --level hash can do without one"));
+    }
+    let store = open_store(&args.repo)?;
+    let began = session.clock.monotonic();
+    let (subject, phases) = ("all objects at level hash", [Phase::Transferring]);
+    let report = session
+        .run_job("verify", subject, &phases, full_share(), async |job, surroundings| {
+            let report = verify_objects(store, job, surroundings).await?;
+            let found: Vec<String> =
+                report.findings.iter().map(|finding| format!("{}: {}", finding.object, finding.why)).collect();
+            if let Some(first) = found.first() {
+                found.iter().for_each(|damage| session.console.answer(damage));
+                session.console.object("damage", json!({ "backup": null, "level": "hash", "damage": found }));
+                let more = if found.len() == 1 { String::new() } else { format!(" (and {} more)", found.len() - 1) };
+                let message = format!(
+                    "the repository is damaged: {first}{more}; `stillframe verify BACKUP` tells whether a backup needs it"
+                );
+                return Err(Failure::new(Kind::Damaged, message));
+            }
+            let object = json!({ "level": "hash", "objects": report.objects, "bytes": report.bytes });
+            Ok((report, object))
+        })
+        .await?;
+    session.console.line(format!(
+        "{}, {}: each is as it was written, looked at in {}",
+        count(report.objects, "object"),
+        bytes(report.bytes),
+        span(session.clock.monotonic().saturating_sub(began)),
+    ));
+    session
+        .console
+        .object("objects", json!({ "level": "hash", "objects": report.objects, "bytes": report.bytes }));
     Ok(())
 }
