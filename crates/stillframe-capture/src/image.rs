@@ -310,8 +310,7 @@ fn open_dir(path: &Path) -> Result<File, CaptureError> {
 }
 
 /// `base` and all directories below it, children before their parents.
-/// `base` and all directories below it, children first.
-pub(crate) fn directories_below(base: &Path) -> Result<Vec<PathBuf>, CaptureError> {
+fn directories_below(base: &Path) -> Result<Vec<PathBuf>, CaptureError> {
     let mut found = vec![base.to_owned()];
     let mut next = 0;
     while let Some(dir) = found.get(next).cloned() {
@@ -357,7 +356,7 @@ fn bring(
 }
 
 /// Refuses a target that is something other than nothing or an empty directory.
-pub fn refuse_occupied(target: &Path) -> Result<(), CaptureError> {
+fn refuse_occupied(target: &Path) -> Result<(), CaptureError> {
     match is_vacant(target) {
         Ok(true) => Ok(()),
         Ok(false) => Err(CaptureError::Occupied(target.to_owned())),

@@ -33,7 +33,7 @@ mod window;
 
 pub use capture::{CaptureOptions, Context, Event, capture};
 pub use error::CaptureError;
-pub use image::{Image, refuse_occupied};
+pub use image::Image;
 pub use rocksdb::rewrite_wal_dir;
 pub use snapshot::{
     FileKind, NamedDirectory, Pointer, Role, SNAPSHOT_FILE, SNAPSHOT_VERSION, Snapshot, SnapshotFile,

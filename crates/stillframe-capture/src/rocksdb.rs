@@ -37,7 +37,7 @@ mod version_fold;
 use std::path::{Path, PathBuf};
 
 use self::attempt::Capture;
-use self::file_name::{FileName, manifest_named_by};
+use self::file_name::{manifest_named_by, newest_options};
 use self::options_file::with_wal_dir;
 use self::sabotage::Sabotage;
 use crate::pin::{SourceDir, os};
@@ -107,14 +107,7 @@ fn capture_with(
 /// For a copy whose logs are put into a directory of their own: a program that loads its options from the copy must find
 /// them there, and never those of the original.
 pub fn rewrite_wal_dir(dir: &Path, wal_dir: &Path) -> Result<Option<PathBuf>, CaptureError> {
-    use std::os::unix::ffi::OsStrExt;
-    let mut newest = None;
-    for name in SourceDir::open(dir)?.list()? {
-        if let Some(FileName::Options(number)) = FileName::parse(name.as_bytes()) {
-            newest = newest.max(Some((number, name)));
-        }
-    }
-    let Some((_, name)) = newest else { return Ok(None) };
+    let Some(name) = newest_options(SourceDir::open(dir)?.list()?) else { return Ok(None) };
     let path = dir.join(name);
     let bytes = std::fs::read(&path).map_err(CaptureError::io("read", &path))?;
     let file = std::fs::File::options().write(true).truncate(true).open(&path);

@@ -35,6 +35,17 @@ impl Engine {
             Self::Files => "files",
         }
     }
+
+    /// The engine of this name, as it stands before the colon of a source; `None`: not known to this version.
+    pub fn named(name: &str) -> Option<Self> {
+        Some(match name {
+            "rocksdb" | "leveldb" => Self::RocksDb,
+            "fjall" => Self::Fjall,
+            "sqlite" => Self::Sqlite,
+            "files" => Self::Files,
+            _ => return None,
+        })
+    }
 }
 
 impl fmt::Display for Engine {
@@ -68,13 +79,7 @@ impl TryFrom<&OsStr> for Source {
         let colon = bytes.iter().position(|byte| *byte == b':').ok_or_else(unknown)?;
         let (engine, path) =
             (bytes.get(..colon).unwrap_or_default(), bytes.get(colon + 1..).unwrap_or_default());
-        let engine = match engine {
-            b"rocksdb" | b"leveldb" => Engine::RocksDb,
-            b"fjall" => Engine::Fjall,
-            b"sqlite" => Engine::Sqlite,
-            b"files" => Engine::Files,
-            _ => return Err(unknown()),
-        };
+        let engine = std::str::from_utf8(engine).ok().and_then(Engine::named).ok_or_else(unknown)?;
         if path.is_empty() || path.contains(&0) {
             return Err(unknown());
         }
@@ -113,4 +118,20 @@ pub fn detect(path: &Path) -> Result<Option<Engine>, CaptureError> {
         None
     };
     Ok(recognised)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_engine_is_known_by_its_name_and_nothing_else_is() {
+        for engine in [Engine::RocksDb, Engine::Fjall, Engine::Sqlite, Engine::Files] {
+            assert_eq!(Engine::named(engine.name()), Some(engine));
+        }
+        assert_eq!(Engine::named("leveldb"), Some(Engine::RocksDb));
+        for name in ["", "sled", "files:", "files:y", "Files"] {
+            assert_eq!(Engine::named(name), None, "{name}");
+        }
+    }
 }

@@ -5,7 +5,6 @@ use std::path::{Path, PathBuf};
 
 use tokio_util::sync::CancellationToken;
 
-use crate::image::directories_below;
 use crate::snapshot::{FileKind, SNAPSHOT_FILE, Snapshot};
 use crate::{CaptureError, Engine, files, fjall, rocksdb, sqlite};
 
@@ -83,12 +82,15 @@ pub fn validate_image(
 fn remark_on_strangers(snapshot: &Snapshot, dir: &Path) -> Result<Option<String>, CaptureError> {
     let captured: BTreeSet<PathBuf> = snapshot.files.iter().map(|entry| entry.path.below(dir)).collect();
     let mut strangers = Vec::new();
-    for below in directories_below(dir)? {
+    let description = dir.join(SNAPSHOT_FILE);
+    let mut left = vec![dir.to_owned()];
+    while let Some(below) = left.pop() {
         for entry in std::fs::read_dir(&below).map_err(CaptureError::io("list", &below))? {
             let entry = entry.map_err(CaptureError::io("list", &below))?;
             let path = entry.path();
-            let is_ours = captured.contains(&path) || path == dir.join(SNAPSHOT_FILE);
-            if !is_ours && !entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+            if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+                left.push(path);
+            } else if !captured.contains(&path) && path != description {
                 strangers.push(path);
             }
         }

@@ -245,17 +245,31 @@ mod tests {
         }
     }
 
-    /// A disk that cannot be asked at first, and is below its reserve afterwards.
+    /// A watch over a disk that cannot be asked, because the one place on it went away. Once it is back, the disk is below its reserve.
+    struct Unseen {
+        _root: tempfile::TempDir,
+        place: PathBuf,
+        away: PathBuf,
+        watch: Arc<ReserveWatch>,
+    }
+
+    impl Unseen {
+        fn new(parent: &CancellationToken) -> Self {
+            let root = tempfile::tempdir().unwrap();
+            let (place, away) = (root.path().join("place"), root.path().join("away"));
+            std::fs::create_dir(&place).unwrap();
+            let sources = std::iter::once(place.as_path());
+            let watch = ReserveWatch::new(sources, None, Reserve::Percent(100), parent);
+            std::fs::rename(&place, &away).unwrap();
+            Self { _root: root, place, away, watch }
+        }
+    }
+
     #[test]
     fn whoever_writes_is_stopped_after_a_few_megabytes_without_anybody_looking_from_time_to_time() {
-        let root = tempfile::tempdir().unwrap();
-        let (place, away) = (root.path().join("place"), root.path().join("away"));
-        std::fs::create_dir(&place).unwrap();
-        let token = CancellationToken::new();
-        let watch = ReserveWatch::new(std::iter::once(place.as_path()), None, Reserve::Percent(100), &token);
-        std::fs::rename(&place, &away).unwrap();
+        let Unseen { place, away, watch, .. } = &Unseen::new(&CancellationToken::new());
         watch.announce(1).unwrap();
-        std::fs::rename(&away, &place).unwrap();
+        std::fs::rename(away, place).unwrap();
         let mut written = 0;
         while watch.announce(1 << 20).is_ok() {
             written += 1 << 20;
@@ -264,37 +278,27 @@ mod tests {
         assert!(watch.demand().is_err() && watch.breach().is_some());
     }
 
-    /// A disk that cannot be asked at first, and is below its reserve as soon as it can.
     #[tokio::test]
     async fn work_beside_which_a_disk_fills_up_is_stopped_and_ends_with_the_reserve() {
-        let root = tempfile::tempdir().unwrap();
-        let (place, away) = (root.path().join("place"), root.path().join("away"));
-        std::fs::create_dir(&place).unwrap();
         let parent = CancellationToken::new();
-        let watch = ReserveWatch::new(std::iter::once(place.as_path()), None, Reserve::Percent(100), &parent);
-        std::fs::rename(&place, &away).unwrap();
+        let Unseen { place, away, watch, .. } = &Unseen::new(&parent);
         let work = async {
-            std::fs::rename(&away, &place).unwrap();
+            std::fs::rename(away, place).unwrap();
             let stopped = tokio::time::timeout(Duration::from_secs(30), watch.stop().cancelled()).await;
             assert!(stopped.is_ok(), "nobody looks at the disk while the work goes on");
             Err::<(), _>(EngineError::Cancelled)
         };
         let error = watch.during(work, |text| panic!("{text}")).await.unwrap_err();
-        assert!(matches!(&error, EngineError::Reserve { path, .. } if *path == place), "{error}");
+        assert!(matches!(&error, EngineError::Reserve { path, .. } if path == place), "{error}");
         assert!(!parent.is_cancelled(), "the user has cancelled nothing");
     }
 
     /// The backup is sealed, or the image stands in its place: to call that a failure would be wrong.
     #[tokio::test]
     async fn work_that_was_done_before_a_breach_could_stop_it_is_done_and_the_breach_is_a_warning() {
-        let root = tempfile::tempdir().unwrap();
-        let (place, away) = (root.path().join("place"), root.path().join("away"));
-        std::fs::create_dir(&place).unwrap();
-        let token = CancellationToken::new();
-        let watch = ReserveWatch::new(std::iter::once(place.as_path()), None, Reserve::Percent(100), &token);
-        std::fs::rename(&place, &away).unwrap();
+        let Unseen { place, away, watch, .. } = &Unseen::new(&CancellationToken::new());
         let work = async {
-            std::fs::rename(&away, &place).unwrap();
+            std::fs::rename(away, place).unwrap();
             watch.check();
             Ok::<_, EngineError>("sealed")
         };

@@ -16,8 +16,8 @@ use stillframe_storage::{
     sync_filesystem,
 };
 
+use crate::engine_of::engine_of;
 use crate::filling::{Filled, Filling, SetAttributes, apply, attributes};
-use crate::parse_engine::engine_of;
 use crate::remark::{joined, remark};
 use crate::target::{make_parent, require_vacant};
 use crate::{EngineError, Event, Surroundings};

@@ -13,7 +13,7 @@ use stillframe_repo::{
 use stillframe_storage::StagingDir;
 use stillframe_storage::object_store::ObjectStore;
 
-use crate::parse_engine::engine_of;
+use crate::engine_of::engine_of;
 use crate::restore::{RestoreOptions, refuse_too_large, restore_into};
 use crate::{EngineError, Event, Surroundings};
 

@@ -6,8 +6,8 @@ use stillframe_repo::LocalDirs;
 
 use crate::failure::{Failure, Kind};
 
-/// The job history, and what is noted of repositories: `STILLFRAME_STATE_DIR`, else the XDG state directory of the user, else (root without a home) below
-/// `/var/lib`.
+/// The job history, and what is noted of repositories: `STILLFRAME_STATE_DIR`, else the XDG state directory of the user, else (root
+/// without a home) below `/var/lib`.
 pub fn state_dir() -> Result<PathBuf, Failure> {
     let path = state_path();
     std::fs::create_dir_all(&path).map_err(|error| {

@@ -39,7 +39,7 @@ impl Opening {
     /// Asks for what is missing. A repository without encryption opens without asking for anything.
     pub async fn prepare(args: &RepoArgs) -> Result<Self, Failure> {
         let location: Location = args.repo.parse()?;
-        let store = open_store(args)?;
+        let store = open_store(&location)?;
         let dirs = place::local_dirs();
         let state = match Repository::open(store.clone(), &Unlock::None, dirs.clone()).await {
             // Whoever gives a passphrase believes that it is encrypted: then somebody put another one in its place.
@@ -130,10 +130,9 @@ pub fn refuse_in_repository(option: &str, place: &Path) -> Result<(), Failure> {
     }
 }
 
-/// The store of the repository that the options name, without opening that.
-pub fn open_store(args: &RepoArgs) -> Result<Arc<dyn ObjectStore>, Failure> {
-    let location: Location = args.repo.parse()?;
-    open(&location).map_err(|error| missing(&location, error))
+/// The store of a repository, without opening that.
+pub fn open_store(location: &Location) -> Result<Arc<dyn ObjectStore>, Failure> {
+    open(location).map_err(|error| missing(location, error))
 }
 
 /// Opens the repository that the options name.

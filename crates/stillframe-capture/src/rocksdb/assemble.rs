@@ -56,7 +56,7 @@ impl Capture<'_> {
         let total: u64 = self.logs.iter().map(|(_, log)| log.noted_end()).sum();
         let mut done = 0;
         for (number, log) in self.logs.iter() {
-            self.check_cancelled()?;
+            self.context.check_cancelled()?;
             let path = relative(log.name.as_bytes());
             let is_newest = Some(number) == newest && self.sabotage != Sabotage::RecycledLogsLate;
             let dir = &self.directories.logs().dir;

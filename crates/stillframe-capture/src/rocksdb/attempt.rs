@@ -14,7 +14,7 @@ use std::path::PathBuf;
 use stillframe_storage::RelativePath;
 
 use super::directories::{Directories, blob_name, table_names};
-use super::file_name::{FileName, manifest_named_by};
+use super::file_name::{FileName, manifest_named_by, newest_options};
 use super::log_end::{Dialect, ZeroHeader};
 use super::logs::{Logs, Reuse};
 use super::manifest::Manifest;
@@ -321,7 +321,7 @@ impl<'a> Capture<'a> {
     fn pin(&mut self, wanted: &Wanted<'_>) -> Result<(), Setback> {
         let &Wanted { family, number, dir, below, names, size, is_blob, unique_id } = wanted;
         if number % 256 == 0 {
-            self.check_cancelled()?;
+            self.context.check_cancelled()?;
         }
         for name in names {
             let path = if below.is_empty() { name.clone() } else { format!("{below}/{name}") };
@@ -450,14 +450,8 @@ impl<'a> Capture<'a> {
     /// The newest OPTIONS file, if it is another one than before.
     fn learn_settings(&mut self, in_main: &[OsString]) -> Result<(), Setback> {
         let main = self.directories.main();
-        let mut newest: Option<(u64, &OsString)> = None;
-        for name in in_main {
-            if let Some(FileName::Options(number)) = FileName::parse(name.as_bytes()) {
-                newest = newest.max(Some((number, name)));
-            }
-        }
         let known = self.settings.file.as_ref().map(|file| &file.name);
-        let Some((_, name)) = newest.filter(|(_, name)| Some(*name) != known) else { return Ok(()) };
+        let Some(name) = newest_options(in_main).filter(|name| Some(*name) != known) else { return Ok(()) };
         let Some(text) = name.to_str() else { return Ok(()) };
         let Some(file) = self.read_small(text, MAX_OPTIONS)? else {
             return Err(Setback::Moved(format!("{text} was replaced")));
@@ -542,10 +536,6 @@ impl<'a> Capture<'a> {
     /// Whose rules hold for its logs.
     pub(crate) fn dialect(&self) -> Dialect {
         if self.is_leveldb() { Dialect::LevelDb } else { Dialect::RocksDb }
-    }
-
-    pub(crate) fn check_cancelled(&self) -> Result<(), CaptureError> {
-        self.context.check_cancelled()
     }
 
     /// The live files that are pinned, by number.

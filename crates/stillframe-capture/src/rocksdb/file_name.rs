@@ -1,5 +1,8 @@
 //! The names of an engine's files (`file/filename.cc`).
 
+use std::ffi::OsStr;
+use std::os::unix::ffi::OsStrExt;
+
 /// What a name says of its file. Numbers come from one sequence for all kinds of files.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum FileName {
@@ -30,6 +33,17 @@ impl FileName {
             _ => None,
         }
     }
+}
+
+/// The OPTIONS file that counts, of these names: the newest.
+pub(crate) fn newest_options<N: AsRef<OsStr>>(names: impl IntoIterator<Item = N>) -> Option<N> {
+    let numbered = names.into_iter().filter_map(|name| match FileName::parse(name.as_ref().as_bytes()) {
+        Some(FileName::Options(number)) => Some((number, name)),
+        _ => None,
+    });
+    // Of the same number in other digits, the name that sorts last.
+    let newest = numbered.max_by(|(a, one), (b, two)| (a, one.as_ref()).cmp(&(b, two.as_ref())));
+    newest.map(|(_, name)| name)
 }
 
 fn number(digits: &[u8]) -> Option<u64> {

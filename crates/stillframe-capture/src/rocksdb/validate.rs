@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use tokio_util::sync::CancellationToken;
 
 use super::directories::{blob_name, table_names};
-use super::file_name::{FileName, manifest_named_by};
+use super::file_name::{FileName, manifest_named_by, newest_options};
 use super::log_end::{Dialect, LogFile, ZeroHeader};
 use super::logs::BrokenLog;
 use super::manifest::Manifest;
@@ -34,7 +34,7 @@ pub(crate) fn validate(dir: &Path, cancel: &CancellationToken) -> Result<Validat
             reason: "its CURRENT does not name a MANIFEST that is there".to_owned(),
         });
     }
-    let options = newest_options(&main)?;
+    let options = read_options(&main)?;
     let report = ValidationReport::default();
     let mut checked = Checked { places: places(main, options.as_ref())?, options, report, cancel };
     let manifest = checked.pointers()?;
@@ -50,30 +50,36 @@ pub(crate) fn validate(dir: &Path, cancel: &CancellationToken) -> Result<Validat
 struct Options {
     name: String,
     size: u64,
-    /// Where it says that the logs are, if it says so.
-    wal_dir: Option<PathBuf>,
-    /// The same if that is in the database's own directory: there a restore puts them, under a name of the user's choice.
-    inside: Option<PathBuf>,
+    wal_dir: WalDir,
+}
+
+/// Where OPTIONS says that the logs are.
+enum WalDir {
+    /// In the database's own directory, or it does not say.
+    Main,
+    /// Below that, resolved: there a restore puts them, under a name of the user's choice.
+    Below(PathBuf),
+    /// As it stands there.
+    Elsewhere(PathBuf),
+}
+
+impl WalDir {
+    fn of(options: &OptionsFile, main: &Path) -> Self {
+        let Some(wal_dir) = options.wal_dir() else { return Self::Main };
+        match (main.join(&wal_dir).canonicalize(), main.canonicalize()) {
+            (Ok(found), Ok(main)) if found == main => Self::Main,
+            (Ok(found), Ok(main)) if found.starts_with(&main) => Self::Below(found),
+            _ => Self::Elsewhere(wal_dir),
+        }
+    }
 }
 
 /// `None`: there is no OPTIONS file, as in LevelDB.
-fn newest_options(main: &SourceDir) -> Result<Option<Options>, CaptureError> {
-    let mut newest = None;
-    for name in main.list()? {
-        if let Some(FileName::Options(number)) = FileName::parse(name.as_bytes()) {
-            newest = newest.max(Some((number, name)));
-        }
-    }
-    let Some((_, name)) = newest else { return Ok(None) };
+fn read_options(main: &SourceDir) -> Result<Option<Options>, CaptureError> {
+    let Some(name) = newest_options(main.list()?) else { return Ok(None) };
     let bytes = main.read(&name)?.unwrap_or_default();
-    let wal_dir = OptionsFile::parse(&bytes).wal_dir();
-    let inside = wal_dir.as_ref().and_then(|wal_dir| {
-        let (found, main) =
-            (main.path().join(wal_dir).canonicalize().ok()?, main.path().canonicalize().ok()?);
-        found.starts_with(main).then_some(found)
-    });
-    let name = name.to_string_lossy().into_owned();
-    Ok(Some(Options { name, size: bytes.len() as u64, wal_dir, inside }))
+    let wal_dir = WalDir::of(&OptionsFile::parse(&bytes), main.path());
+    Ok(Some(Options { name: name.to_string_lossy().into_owned(), size: bytes.len() as u64, wal_dir }))
 }
 
 /// The directory itself and those below it in which parts of a restored database may be.
@@ -87,10 +93,9 @@ fn places(main: SourceDir, options: Option<&Options>) -> Result<Vec<SourceDir>, 
             places.push(SourceDir::open(&main.path().join(&name))?);
         }
     }
-    if let Some(logs) = options.and_then(|options| options.inside.as_ref()) {
-        let at = logs.canonicalize().ok();
-        let known = |place: &SourceDir| place.path().canonicalize().ok() == at;
-        if !known(&main) && !places.iter().any(known) {
+    if let Some(Options { wal_dir: WalDir::Below(logs), .. }) = options {
+        let is_logs = |place: &SourceDir| place.path().canonicalize().is_ok_and(|place| place == *logs);
+        if !places.iter().any(is_logs) {
             places.push(SourceDir::open(logs)?);
         }
     }
@@ -211,12 +216,7 @@ impl Checked<'_> {
             // Checkpoints that were never opened are sound without; their directory was never locked.
             let opened = self.main().stat(os("LOCK"))?.is_some();
             // Whoever restores logs into a directory of their own writes that into the options.
-            let restored = self.options.as_ref().is_some_and(|options| {
-                options
-                    .inside
-                    .as_ref()
-                    .is_some_and(|logs| Some(logs) != self.main().path().canonicalize().ok().as_ref())
-            });
+            let restored = matches!(self.options, Some(Options { wal_dir: WalDir::Below(_), .. }));
             let what = "there is no log that its MANIFEST needs";
             if opened || restored {
                 return Err(CaptureError::Corrupt {
@@ -257,16 +257,16 @@ impl Checked<'_> {
     }
 
     fn options(&mut self) {
-        let Some(Options { name, size, wal_dir, inside }) = &self.options else { return };
-        let size = *size;
-        let outside = wal_dir.as_ref().filter(|_| inside.is_none()).map(|wal_dir| {
-            format!(
+        let Some(Options { name, size, wal_dir }) = &self.options else { return };
+        let remark = match wal_dir {
+            WalDir::Main | WalDir::Below(_) => None,
+            WalDir::Elsewhere(wal_dir) => Some(format!(
                 "{name} names the log directory {}: a program that loads these options uses, and deletes, the logs there",
                 wal_dir.display()
-            )
-        });
-        self.count(size);
-        outside.into_iter().for_each(|remark| self.remark(remark));
+            )),
+        };
+        self.count(*size);
+        self.report.remarks.extend(remark);
     }
 }
 

@@ -123,7 +123,7 @@ fn unique_names(paths: &[&Path]) -> Vec<String> {
                 skipped => parts.get(skipped..).unwrap_or_default().join("-"),
             })
             .collect();
-        let is_double = |name: &String| names.iter().filter(|other| *other == name).count() > 1;
+        let is_double = |name: &String| is_double(&names, name);
         if !names.iter().any(is_double) {
             return names;
         }
@@ -140,10 +140,14 @@ fn unique_names(paths: &[&Path]) -> Vec<String> {
     }
 }
 
+fn is_double(names: &[String], name: &str) -> bool {
+    names.iter().filter(|other| *other == name).count() > 1
+}
+
 /// `a-b/c` and `a/b-c` are both `a-b-c`: only a number is left to tell them apart, which may not make it the name of another one.
 fn numbered(paths: &[&Path], names: &[String]) -> Vec<String> {
     let mut taken: BTreeSet<String> = names.iter().cloned().collect();
-    let is_double = |name: &String| names.iter().filter(|other| *other == name).count() > 1;
+    let is_double = |name: &String| is_double(names, name);
     let mut clashing: Vec<(&Path, usize)> =
         paths.iter().copied().zip(0..).filter(|(_, at)| names.get(*at).is_some_and(is_double)).collect();
     clashing.sort_unstable();

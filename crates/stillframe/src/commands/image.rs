@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use serde_json::json;
 use stillframe_capture::{CaptureError, Engine, SNAPSHOT_FILE, Snapshot, detect, validate, validate_image};
-use stillframe_engine::{ImageOptions, create_image, parse_engine};
+use stillframe_engine::{ImageOptions, create_image};
 use stillframe_jobs::Phase;
 use stillframe_storage::path_text;
 use tokio_util::sync::CancellationToken;
@@ -133,7 +133,7 @@ fn check(session: &Session, dir: &Path, engine: Option<&str>) -> Result<(), Fail
 }
 
 fn given_engine(name: &str) -> Result<Engine, Failure> {
-    parse_engine(name).ok_or_else(|| {
+    Engine::named(name).ok_or_else(|| {
         Failure::new(
             Kind::Usage,
             format!("{name:?} is not an engine; write rocksdb, leveldb, fjall, sqlite or files"),

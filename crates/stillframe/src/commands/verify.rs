@@ -88,7 +88,7 @@ async fn run_without_key(session: &Session, args: &Verify) -> Result<(), Failure
     if !matches!(args.level, None | Some(Level::Hash)) {
         return Err(Failure::new(Kind::Usage, "--without-key: only --level hash can do without one"));
     }
-    let store = open_store(&args.repo)?;
+    let store = open_store(&args.repo.repo.parse()?)?;
     let began = session.clock.monotonic();
     let (subject, phases) = ("all objects at level hash", [Phase::Transferring]);
     let report = session
