@@ -1,5 +1,6 @@
 //! `verify`.
 
+use serde::Serialize;
 use serde_json::json;
 use stillframe_engine::verify::{self, VerifyOptions, verify, verify_objects};
 use stillframe_jobs::Phase;
@@ -36,21 +37,15 @@ pub async fn run(session: &Session, args: &Verify) -> Result<(), Failure> {
         .run_job("verify", &subject, &[Phase::Transferring], full_share(), async |job, surroundings| {
             let outcome = verify(&repo, backup, &options, job, surroundings).await?;
             let found: Vec<&String> = outcome.damage.iter().chain(&outcome.unsound).collect();
-            if let Some(first) = found.first() {
-                found.iter().for_each(|damage| session.console.answer(damage));
-                session.console.object(
-                    "damage",
-                    json!({ "backup": backup.to_string(), "level": word, "damage": found }),
-                );
-                let more = if found.len() == 1 { String::new() } else { format!(" (and {} more)", found.len() - 1) };
+            if let Some(first) = tell_damage(session, Some(&backup.to_string()), word, &found) {
                 let message = if outcome.damage.is_empty() {
                     format!(
-                        "backup {backup} is what was captured, and its engine cannot open it: {first}{more}; \
+                        "backup {backup} is what was captured, and its engine cannot open it: {first}; \
                          the source was like that already, look there"
                     )
                 } else {
                     format!(
-                        "backup {backup} is damaged: {first}{more}; {}",
+                        "backup {backup} is damaged: {first}; {}",
                         if repo.damage_is_noted() {
                             "your later backups from this machine store what they need of it again (from others: backup --anew)"
                         } else {
@@ -83,6 +78,22 @@ pub async fn run(session: &Session, args: &Verify) -> Result<(), Failure> {
     Ok(())
 }
 
+/// Lists what was found. Returns the first of it, and how many more there are; `None`: nothing was.
+fn tell_damage(
+    session: &Session,
+    backup: Option<&str>,
+    level: &str,
+    found: &[impl AsRef<str> + Serialize],
+) -> Option<String> {
+    let first = found.first()?.as_ref();
+    found.iter().for_each(|damage| session.console.answer(damage));
+    session.console.object("damage", json!({ "backup": backup, "level": level, "damage": found }));
+    Some(match found.len() {
+        1 => first.to_owned(),
+        all => format!("{first} (and {} more)", all - 1),
+    })
+}
+
 /// Looks at everything that is stored; whose it is, only who has the key can tell.
 async fn run_without_key(session: &Session, args: &Verify) -> Result<(), Failure> {
     if !matches!(args.level, None | Some(Level::Hash)) {
@@ -96,12 +107,9 @@ async fn run_without_key(session: &Session, args: &Verify) -> Result<(), Failure
             let report = verify_objects(store, job, surroundings).await?;
             let found: Vec<String> =
                 report.findings.iter().map(|finding| format!("{}: {}", finding.object, finding.why)).collect();
-            if let Some(first) = found.first() {
-                found.iter().for_each(|damage| session.console.answer(damage));
-                session.console.object("damage", json!({ "backup": null, "level": "hash", "damage": found }));
-                let more = if found.len() == 1 { String::new() } else { format!(" (and {} more)", found.len() - 1) };
+            if let Some(first) = tell_damage(session, None, "hash", &found) {
                 let message = format!(
-                    "the repository is damaged: {first}{more}; `stillframe verify BACKUP` tells whether a backup needs it"
+                    "the repository is damaged: {first}; `stillframe verify BACKUP` tells whether a backup needs it"
                 );
                 return Err(Failure::new(Kind::Damaged, message));
             }
