@@ -365,3 +365,23 @@ fn a_place_in_the_source_is_refused_for_staging_and_for_images() {
     }
     assert!(!root.join("a/new").exists() && !root.join("new").exists());
 }
+
+#[test]
+fn a_description_that_lists_a_file_twice_or_none_of_a_database_describes_no_image() {
+    let dir = tempfile::tempdir().unwrap();
+    let target = dir.path().join("image");
+    keep(capture_here(&tree(dir.path())).unwrap(), &target);
+    let sound = Snapshot::read(&target).unwrap().unwrap();
+    let twice = Snapshot { files: [&sound.files[..], &sound.files[..1]].concat(), ..sound.clone() };
+    let none = Snapshot { engine: Engine::Sqlite, files: Vec::new(), ..sound.clone() };
+    let check = |snapshot: &Snapshot| validate_image(snapshot, &target, &CancellationToken::new());
+    check(&sound).unwrap();
+    for (snapshot, said) in [(twice, "twice"), (none, "no file")] {
+        match check(&snapshot) {
+            Err(CaptureError::Corrupt { path, what }) if path.ends_with("snapshot.json") => {
+                assert!(what.contains(said), "{what}");
+            }
+            other => panic!("{other:?}"),
+        }
+    }
+}

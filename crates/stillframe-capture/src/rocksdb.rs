@@ -31,6 +31,8 @@ mod test_database;
 #[cfg(test)]
 mod tests;
 mod validate;
+#[cfg(test)]
+mod validate_tests;
 mod version_edit;
 mod version_fold;
 

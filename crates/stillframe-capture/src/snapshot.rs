@@ -60,6 +60,9 @@ impl Snapshot {
     /// The description of the image in `dir`; `None` where there is none.
     pub fn read(dir: &Path) -> Result<Option<Self>, CaptureError> {
         let path = dir.join(SNAPSHOT_FILE);
+        if std::fs::metadata(&path).is_ok_and(|meta| !meta.is_file()) {
+            return Err(CaptureError::Corrupt { path, what: "it is not a regular file".to_owned() });
+        }
         let json = match std::fs::read(&path) {
             Ok(json) => json,
             Err(error)

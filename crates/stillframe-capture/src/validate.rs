@@ -43,7 +43,18 @@ pub fn validate_image(
     cancel: &CancellationToken,
 ) -> Result<ValidationReport, CaptureError> {
     let mut report = ValidationReport::default();
+    let mut seen = BTreeSet::new();
+    let is_empty =
+        |snapshot: &Snapshot| !snapshot.files.iter().any(|entry| matches!(entry.kind, FileKind::File));
+    if snapshot.engine != Engine::Files && is_empty(snapshot) {
+        let what = "it lists no file, and every database has some".to_owned();
+        return Err(CaptureError::Corrupt { path: dir.join(SNAPSHOT_FILE), what });
+    }
     for entry in &snapshot.files {
+        if !seen.insert(&entry.path) {
+            let what = format!("it lists {} twice", entry.path);
+            return Err(CaptureError::Corrupt { path: dir.join(SNAPSHOT_FILE), what });
+        }
         let path = entry.path.below(dir);
         let meta = match std::fs::symlink_metadata(&path) {
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => None,

@@ -45,11 +45,13 @@ pub(crate) fn until_still<T>(
         let moved = match attempt()? {
             Attempt::Accepted(value) => {
                 let window = context.clock.monotonic().saturating_sub(from);
+                tracing::debug!(path = %path.display(), attempts, ?window, "it stood still");
                 return Ok(Still { value, attempts, instant, window });
             }
             Attempt::Moved(moved) => moved,
         };
         let waited = context.clock.monotonic().saturating_sub(began);
+        tracing::debug!(path = %path.display(), attempt = attempts, moved, "it moved");
         (context.events)(Event::Moved { attempt: attempts, what: moved.clone() });
         if waited >= deadline {
             return Err(CaptureError::TooBusy { path: path.to_owned(), moved, attempts, waited });

@@ -62,14 +62,16 @@ impl Capture<'_> {
             let dir = &self.directories.logs().dir;
             let LogPart { bytes, broken } =
                 log.part(number, is_newest, dir, self.dialect(), self.context.cancel)?;
-            if let Some(broken) = broken {
+            if let Some(broken) = &broken {
                 let setting = format!("damaged log {}", log.path.display());
                 made.weakening.push(Weakening { setting, effect: broken.to_string() });
             }
             let end = match bytes {
                 LogBytes::Original { file, end } => {
                     let end = self.late_end(end, file);
-                    if !self.builder.copy(&path, file, &log.path, end, &log.meta)? {
+                    let copied = self.builder.copy(&path, file, &log.path, end, &log.meta)?;
+                    // A damaged one is copied as its file is now, which may have been made another log's meanwhile.
+                    if !copied || (broken.is_some() && !log.is_named(dir)?) {
                         return Ok(false);
                     }
                     end
@@ -82,6 +84,7 @@ impl Capture<'_> {
                 }
             };
             failpoint("rocksdb::log copied");
+            tracing::debug!(path = %log.path.display(), end, of = log.noted_end(), "copied a log");
             done += end;
             (self.context.events)(Event::Copied { done, total: total.max(done) });
             if end < log.noted_end() {

@@ -270,6 +270,10 @@ impl LogFile<'_> {
     ///
     /// The tail of an older log in a recycled file does not count, nor does what a live writer put over the place since.
     pub(crate) fn record_behind(self, scan: &LogScan, length: u64) -> Result<Option<u64>, ScanError> {
+        if scan.at_zero_header == ZeroHeader::Ends {
+            // The mistake is to take this for the end.
+            return Ok(None);
+        }
         let mut block = vec![0; BLOCK_LENGTH];
         // The block that holds the place: what its header says of its length cannot be believed, so each byte may begin the next
         // record. The place itself, too: whole records, of which one in the middle is missing.

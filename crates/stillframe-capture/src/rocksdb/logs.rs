@@ -242,7 +242,12 @@ impl NotedLog {
         if let Some(copy) = self.copy.as_ref().filter(|copy| copy.holds_the_log()) {
             let length = self.file.metadata().map_err(CaptureError::io("read", &self.path))?.len();
             let broken = self.broken(BrokenLog::find(log, copy.scan(), length), dir)?;
-            return Ok(LogPart { bytes: LogBytes::Copied(copy), broken });
+            // The copy ends before the damage and would pass for sound: an engine would go on with the next log over the gap.
+            let bytes = match broken {
+                Some(_) => LogBytes::Original { file: &self.file, end: length },
+                None => LogBytes::Copied(copy),
+            };
+            return Ok(LogPart { bytes, broken });
         }
         let noted = self.meta.size;
         let original = |end| LogBytes::Original { file: &self.file, end };
@@ -273,7 +278,7 @@ impl NotedLog {
     }
 
     /// Whether its name still is the file that was noted.
-    fn is_named(&self, dir: &SourceDir) -> Result<bool, CaptureError> {
+    pub(crate) fn is_named(&self, dir: &SourceDir) -> Result<bool, CaptureError> {
         let noted = (self.meta.device, self.meta.inode);
         Ok(dir.stat(&self.name)?.is_some_and(|now| (now.device, now.inode) == noted))
     }

@@ -5,6 +5,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
+use rustix::fs::FileType;
 use tokio_util::sync::CancellationToken;
 
 use super::directories::{blob_name, table_names};
@@ -86,9 +87,8 @@ fn read_options(main: &SourceDir) -> Result<Option<Options>, CaptureError> {
 fn places(main: SourceDir, options: Option<&Options>) -> Result<Vec<SourceDir>, CaptureError> {
     let mut places = Vec::new();
     for name in main.list()? {
-        let of_a_restore = [&b"wal_dir"[..], b"db_path-", b"cf_path-"]
-            .iter()
-            .any(|prefix| name.as_bytes().starts_with(prefix));
+        let of_a_restore = name == "wal_dir"
+            || [&b"db_path-"[..], b"cf_path-"].iter().any(|prefix| name.as_bytes().starts_with(prefix));
         if of_a_restore && main.path().join(&name).is_dir() {
             places.push(SourceDir::open(&main.path().join(&name))?);
         }
@@ -201,9 +201,12 @@ impl Checked<'_> {
         for place in &self.places {
             for name in place.list()? {
                 let Some(FileName::Log(number)) = FileName::parse(name.as_bytes()) else { continue };
-                if let Some(meta) = place.stat(&name)?.filter(|_| fold.needs_log(number)) {
-                    logs.push((number, place.path().join(&name), meta));
+                let Some(meta) = place.stat(&name)?.filter(|_| fold.needs_log(number)) else { continue };
+                let path = place.path().join(&name);
+                if meta.kind != FileType::RegularFile {
+                    return Err(CaptureError::Corrupt { path, what: "it is not a regular file".to_owned() });
                 }
+                logs.push((number, path, meta));
             }
         }
         logs.sort_unstable_by_key(|(number, ..)| *number);

@@ -76,6 +76,7 @@ pub(crate) fn begin(
             what: "this process is capturing it already; wait for that".to_owned(),
         });
     };
+    refuse_strange_company(&transaction.path)?;
     // Before the connection is there, never after: closing the file drops the process's locks.
     let header = Header::read(&transaction.path)?.map_err(|reason| CaptureError::NotADatabase {
         path: transaction.path.clone(),
@@ -90,6 +91,17 @@ pub(crate) fn begin(
     }
     start(&mut transaction, open, &foreign, options, patience, context)?;
     Ok(transaction)
+}
+
+/// SQLite opens what stands beside the database by itself, and would wait for somebody at the other end of a pipe.
+fn refuse_strange_company(path: &Path) -> Result<(), CaptureError> {
+    for suffix in ["-wal", "-shm", "-journal"] {
+        let path = beside(path, suffix);
+        if std::fs::metadata(&path).is_ok_and(|meta| !meta.is_file()) {
+            return Err(CaptureError::Refused { path, what: "it is not a regular file".to_owned() });
+        }
+    }
+    Ok(())
 }
 
 fn start(

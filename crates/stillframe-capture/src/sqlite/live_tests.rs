@@ -776,3 +776,16 @@ fn another_user_never_locks_the_application_out() {
     let (before, closed) = (4, Connection::open(dir.path().join("closed/db")).unwrap());
     commit(&closed, before).unwrap();
 }
+
+#[test]
+fn a_pipe_in_the_place_of_a_file_of_sqlites_own_is_refused_and_not_waited_for() {
+    for suffix in ["-journal", "-wal", "-shm"] {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("app.db");
+        make(&path, "delete", 4096).close().unwrap();
+        let pipe = beside(&path, suffix);
+        rustix::fs::mkfifoat(rustix::fs::CWD, &pipe, 0o600.into()).unwrap();
+        let refused = capture(&path).map(drop).unwrap_err();
+        assert!(matches!(&refused, CaptureError::Refused { path, .. } if *path == pipe), "{refused}");
+    }
+}

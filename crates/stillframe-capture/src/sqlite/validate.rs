@@ -29,7 +29,8 @@ pub(crate) fn validate(path: &Path, cancel: &CancellationToken) -> Result<Valida
     for entry in std::fs::read_dir(path).map_err(CaptureError::io("list", path))? {
         let entry = entry.map_err(CaptureError::io("list", path))?;
         let file = entry.path();
-        let meta = std::fs::metadata(&file).map_err(CaptureError::io("read", &file))?;
+        // What is no file is no database: an editor's lock is a link that leads nowhere.
+        let Ok(meta) = std::fs::metadata(&file) else { continue };
         if meta.is_file() && (recognise(&file)? || meta.len() == 0 && !is_beside(&file)) {
             check_file(&file, meta.len(), &mut report, cancel)?;
         }
@@ -149,6 +150,16 @@ mod tests {
             }
             other => panic!("{other:?}"),
         }
+    }
+
+    #[test]
+    fn what_leads_nowhere_is_no_database() {
+        let dir = tempfile::tempdir().unwrap();
+        let connection = Connection::open(dir.path().join("db")).unwrap();
+        connection.execute_batch("CREATE TABLE t(a)").unwrap();
+        connection.close().unwrap();
+        std::os::unix::fs::symlink("nowhere", dir.path().join(".#db")).unwrap();
+        assert_eq!(validate(dir.path(), &CancellationToken::new()).unwrap().files, 1);
     }
 
     #[test]
