@@ -8,6 +8,7 @@ use rustix::fs::{FlockOperation, flock};
 use stillframe_storage::{lock_at, sync_dir};
 
 use crate::BackupId;
+use crate::local_dirs::make_private;
 
 const DIRECTORY: &str = "unsealed";
 /// The note of whoever is about to write one; in this directory like the others, but with no manifest's name.
@@ -44,7 +45,7 @@ impl Claim {
     /// A note is locked before it bears its name. One that could be seen unlocked would be taken for a dead owner's, and the
     /// manifest deleted that its owner is about to seal.
     fn create(directory: &Path, path: &Path) -> io::Result<File> {
-        std::fs::create_dir_all(directory)?;
+        make_private(directory)?;
         let unborn = directory.join(UNBORN);
         let file = lock_at(&unborn)?;
         std::fs::rename(&unborn, path)?;

@@ -11,6 +11,7 @@ use std::sync::{PoisonError, RwLock};
 
 use crate::PackId;
 use crate::index_cache::Location;
+use crate::local_dirs::make_private;
 
 #[derive(Debug)]
 pub(crate) struct Distrust {
@@ -33,7 +34,7 @@ impl Distrust {
             return;
         }
         let path = self.directory.join(pack.to_string());
-        let noted = std::fs::create_dir_all(&self.directory).and_then(|()| std::fs::write(path, b""));
+        let noted = make_private(&self.directory).and_then(|()| std::fs::write(path, b""));
         if let Err(error) = noted {
             self.unnoted.store(true, Ordering::Relaxed);
             tracing::warn!(
@@ -76,4 +77,21 @@ fn read(directory: &Path) -> HashSet<PackId> {
     let Ok(entries) = std::fs::read_dir(directory) else { return HashSet::new() };
     let names = entries.filter_map(|entry| entry.ok()?.file_name().into_string().ok());
     names.filter_map(|name| name.parse().ok()).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn other_processes_learn_what_was_damaged_and_what_was_brought_back() {
+        let dir = tempfile::tempdir().unwrap();
+        let [one, two] = [PackId::from([1; _]), PackId::from([2; _])];
+        let (here, elsewhere) = (Distrust::new(dir.path()), Distrust::new(dir.path()));
+        here.add(one);
+        here.add(two);
+        assert_eq!(elsewhere.all(), HashSet::from([one, two]));
+        here.remove(one);
+        assert_eq!(Distrust::new(dir.path()).all(), HashSet::from([two]));
+    }
 }

@@ -4,7 +4,6 @@
 //! and whether a pack exists is asked of the store. Several processes may use one file.
 
 use std::fs::File;
-use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::Duration;
@@ -16,6 +15,7 @@ use crate::compression::Compression;
 use crate::error::{Error, Result};
 use crate::index_loader::IndexLoader;
 use crate::key_ring::KeyRing;
+use crate::local_dirs::make_private;
 use crate::object_io::Listed;
 use crate::pack_table::{PackEntry, PackTable};
 use crate::{ChunkId, ObjectId, PackId};
@@ -270,7 +270,7 @@ impl Database {
     /// The error is for the log.
     fn open(ring: &KeyRing, directory: &Path) -> Result<Self, String> {
         let text = |error: std::io::Error| error.to_string();
-        std::fs::DirBuilder::new().recursive(true).mode(0o700).create(directory).map_err(text)?;
+        make_private(directory).map_err(text)?;
         let lock = File::options()
             .create(true)
             .truncate(false)

@@ -4,6 +4,8 @@ use std::path::{Path, PathBuf};
 
 use jiff::Timestamp;
 
+use crate::local_dirs::make_private;
+
 #[derive(Debug)]
 pub(crate) struct Newest {
     path: PathBuf,
@@ -25,7 +27,7 @@ impl Newest {
             return;
         }
         let draft = self.path.with_extension(format!("{}", std::process::id()));
-        let written = std::fs::create_dir_all(self.path.parent().unwrap_or(Path::new(".")))
+        let written = make_private(self.path.parent().unwrap_or(Path::new(".")))
             .and_then(|()| std::fs::write(&draft, created.to_string()))
             .and_then(|()| std::fs::rename(&draft, &self.path));
         if let Err(error) = written {

@@ -75,7 +75,7 @@ pub enum Unlock {
 
 /// `stillframe.json`.
 #[derive(Debug, Clone, Serialize, Deserialize)]
-struct Config {
+pub(crate) struct Config {
     stillframe: String,
     format: u64,
     id: RepositoryId,
@@ -437,7 +437,9 @@ impl Repository {
     /// Which backup is meant: `latest`, an id, or else a name or the beginning of an id. What is one backup's name and how another's id
     /// begins is ambiguous.
     pub async fn resolve(&self, text: &str) -> Result<BackupId> {
-        let not_found = || Error::NotFound { name: text.to_owned() };
+        if text == LATEST {
+            return Ok(self.latest(|_| true).await?.id);
+        }
         let BackupIds { existing, lost, .. } = self.list_backups().await?;
         if let Ok(id) = text.parse::<BackupId>()
             && (existing.contains(&id) || lost.contains(&id))
@@ -445,22 +447,6 @@ impl Repository {
             return Ok(id);
         }
         let backups = self.backups().await?;
-        let damaged = |unreadable: Vec<(BackupId, Error)>, what: &str| {
-            let (id, error) = unreadable.into_iter().next()?;
-            let (object, why) = match error {
-                Error::Damaged { object, why } => (object, why),
-                error => (ObjectName::new(Kind::Manifest, id).to_string(), error.to_string()),
-            };
-            let why = format!("{why}; it may be {what}: name one by its id");
-            Some(Error::Damaged { object, why })
-        };
-        if text == "latest" {
-            let latest = backups.readable.last().map(|manifest| manifest.id);
-            return match damaged(backups.unreadable, "the latest backup") {
-                Some(error) => Err(error),
-                None => latest.ok_or_else(not_found),
-            };
-        }
         let is_prefix = |id: &BackupId| !text.is_empty() && id.to_string().starts_with(text);
         let named = backups.readable.iter().filter(|manifest| manifest.draft.name.as_deref() == Some(text));
         let mut ids: Vec<BackupId> = named.map(|manifest| manifest.id).collect();
@@ -469,10 +455,8 @@ impl Repository {
         ids.sort_unstable();
         ids.dedup();
         // What cannot be read may have the same name, and be the newer one.
-        if (is_name || ids.is_empty())
-            && let Some(error) = damaged(backups.unreadable, "the backup of this name")
-        {
-            return Err(error);
+        if is_name || ids.is_empty() {
+            refuse_unreadable(backups.unreadable, "the backup of this name")?;
         }
         if let [id] = ids.as_slice() {
             return Ok(*id);
@@ -482,14 +466,36 @@ impl Repository {
         ids.sort_by_key(|id| std::cmp::Reverse(place(id)));
         let backups: Vec<_> = ids.iter().map(|id| (*id, made(id))).collect();
         if backups.is_empty() {
-            Err(not_found())
+            Err(Error::NotFound { name: text.to_owned() })
         } else {
             Err(Error::Ambiguous { name: text.to_owned(), backups })
         }
     }
+
+    /// The newest backup of those that are wanted. An error while any cannot be read, since that may be it.
+    pub async fn latest(&self, wanted: impl Fn(&Manifest) -> bool) -> Result<Manifest> {
+        let backups = self.backups().await?;
+        refuse_unreadable(backups.unreadable, "the latest backup")?;
+        let latest = backups.readable.into_iter().rev().find(wanted);
+        latest.ok_or_else(|| Error::NotFound { name: LATEST.to_owned() })
+    }
 }
 
-async fn read_config(io: &ObjectIo) -> Result<Config> {
+/// The text that means the newest backup.
+const LATEST: &str = "latest";
+
+/// Fails for the first backup that cannot be read, because it may be the one that is meant.
+fn refuse_unreadable(unreadable: Vec<(BackupId, Error)>, meant: &str) -> Result<()> {
+    let Some((id, error)) = unreadable.into_iter().next() else { return Ok(()) };
+    let (object, why) = match error {
+        Error::Damaged { object, why } => (object, why),
+        error => (ObjectName::new(Kind::Manifest, id).to_string(), error.to_string()),
+    };
+    let why = format!("{why}; it may be {meant}: name one by its id");
+    Err(Error::Damaged { object, why })
+}
+
+pub(crate) async fn read_config(io: &ObjectIo) -> Result<Config> {
     #[derive(Deserialize)]
     struct Head {
         stillframe: String,

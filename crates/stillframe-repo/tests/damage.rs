@@ -70,6 +70,25 @@ async fn a_whole_backup_is_sound_at_each_level() {
     assert_eq!(report.objects, objects(&scene.store, "").await.len() as u64 - 1, "all but stillframe.json");
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn without_keys_it_is_told_that_nobody_can_open_the_repository_or_a_sealed_backup() {
+    let scene = scene().await;
+    for (gone, told) in
+        [("stillframe.json", "stillframe.json"), ("keys/", "keys"), ("manifests/", "manifests/")]
+    {
+        let store = Arc::new(scene.store.fork());
+        for path in objects(&store, "").await.iter().filter(|path| path.as_ref().starts_with(gone)) {
+            store.delete(path).await.unwrap();
+        }
+        let report = check_objects(store.clone(), &CancellationToken::new(), &|_| {}).await.unwrap();
+        let [finding] = report.findings.as_slice() else { panic!("{gone}: {report:?}") };
+        assert!(finding.object.starts_with(told) && !finding.why.is_empty(), "{finding:?}");
+    }
+    change(&scene.store, &"stillframe.json".into(), |bytes| bytes[0] ^= 1).await;
+    let report = check_objects(scene.store.clone(), &CancellationToken::new(), &|_| {}).await.unwrap();
+    assert_eq!(report.findings.len(), 1);
+}
+
 /// Description and list of a source often lie in one pack.
 #[tokio::test(flavor = "multi_thread")]
 async fn what_nothing_but_the_chunk_tells_apart_is_one_finding() {
