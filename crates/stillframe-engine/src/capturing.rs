@@ -1,5 +1,6 @@
 //! Capture as a part of a verb: on a thread that may block, with its events turned into ours.
 
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -32,14 +33,16 @@ pub(crate) async fn capture_all(
     }
     let plain: Vec<Source> = sources.iter().map(|named| named.source.clone()).collect();
     let (options, surroundings_there) = (options.clone(), surroundings.clone());
-    let watch = Arc::clone(watch);
+    let watch_there = Arc::clone(watch);
     let (copied, mut copies) = tokio::sync::mpsc::unbounded_channel();
     let work = tokio::task::spawn_blocking(move || {
         let told = |done, total| {
-            watch.check();
+            watch_there.check();
             copied.send((done, total)).unwrap_or(());
         };
-        with_context(watch.stop(), &surroundings_there, &told, |context| capture(&plain, &options, context))
+        with_context(watch_there.stop(), &surroundings_there, &told, |context| {
+            capture(&plain, &options, context)
+        })
     });
     // The job lives on this side; what the capture copied comes over here and ends with it.
     while let Some((done, total)) = copies.recv().await {
@@ -49,12 +52,13 @@ pub(crate) async fn capture_all(
     }
     let images = work.await.map_err(|_| EngineError::Bug("the capture panicked".to_owned()))??;
     for (named, image) in sources.iter().zip(&images) {
+        image.snapshot().directories.iter().for_each(|directory| watch.add_pins(&directory.original));
         surroundings.tell(captured(&named.name, image.snapshot()));
     }
     Ok(images)
 }
 
-/// The watch over the disks of these sources.
+/// The watch over the disks of these sources, with those that the options name. That a capture found more, it learns from the image.
 pub(crate) fn watch_over<'a>(
     sources: impl Iterator<Item = &'a Source>,
     options: &'a CaptureOptions,
@@ -62,6 +66,8 @@ pub(crate) fn watch_over<'a>(
     job: &Job,
 ) -> Arc<ReserveWatch> {
     let sources = sources.map(|source| source.path.as_path());
+    let named = options.wal_dir.iter().chain(&options.db_paths).chain(options.cf_paths.values().flatten());
+    let sources = sources.chain(named.map(PathBuf::as_path));
     ReserveWatch::new(sources, options.staging.as_deref(), reserve, job.token())
 }
 

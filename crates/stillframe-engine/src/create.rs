@@ -229,8 +229,12 @@ async fn hold(
     job: &Job,
     surroundings: &Surroundings,
 ) -> Result<Held, EngineError> {
-    let base = find_base(repo, &hints(repo, options), &options.sources, &images).await?;
-    let manifest = base.as_ref().map(|(_, manifest)| manifest).filter(|_| !options.anew);
+    let base = if options.anew {
+        None
+    } else {
+        find_base(repo, &hints(repo, options), &options.sources, &images).await?
+    };
+    let manifest = base.as_ref().map(|(_, manifest)| manifest);
     let (mut unchanged, mut damaged) = (Vec::new(), options.anew);
     let seed = (surroundings.random_name)();
     for image in &images {

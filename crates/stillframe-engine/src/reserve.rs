@@ -41,7 +41,7 @@ impl Reserve {
 /// fill the live disk. As soon as one file system is below its reserve the work is stopped and lets go of both.
 pub(crate) struct ReserveWatch {
     /// One for each file system.
-    places: Vec<Place>,
+    places: Mutex<BTreeMap<u64, Place>>,
     reserve: Reserve,
     /// Ends the work, without counting as the user's cancel.
     stop: CancellationToken,
@@ -97,21 +97,28 @@ impl ReserveWatch {
         reserve: Reserve,
         parent: &CancellationToken,
     ) -> Arc<Self> {
-        let mut by_device = BTreeMap::new();
-        let sources = sources.map(|path| (path, false));
-        for (path, is_staging) in sources.chain(staging.map(|path| (path, true))) {
-            if let Ok(meta) = std::fs::metadata(path) {
-                by_device.entry(meta.dev()).or_insert_with(|| Place { path: path.to_owned(), is_staging });
-            }
-        }
-        let places = by_device.into_values().collect();
-        Arc::new(Self {
-            places,
+        let watch = Arc::new(Self {
+            places: Mutex::default(),
             reserve,
             stop: parent.child_token(),
             breach: Mutex::default(),
             announced: 0.into(),
-        })
+        });
+        sources.for_each(|path| watch.add(path, false));
+        staging.into_iter().for_each(|path| watch.add(path, true));
+        watch
+    }
+
+    /// Also watches the file system of this directory from now on, in which a capture keeps files alive: a database may lie on several.
+    pub(crate) fn add_pins(&self, path: &Path) {
+        self.add(path, false);
+    }
+
+    fn add(&self, path: &Path, is_staging: bool) {
+        if let Ok(meta) = std::fs::metadata(path) {
+            let place = || Place { path: path.to_owned(), is_staging };
+            lock(&self.places).entry(meta.dev()).or_insert_with(place);
+        }
     }
 
     /// Cancelled when the work must stop.
@@ -186,12 +193,12 @@ impl ReserveWatch {
     }
 
     fn breach(&self) -> MutexGuard<'_, Option<Breach>> {
-        self.breach.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.breach)
     }
 
     /// Fails if one of the file systems is below its reserve now.
     fn look(&self) -> Result<(), Breach> {
-        for place in &self.places {
+        for place in lock(&self.places).values() {
             // A place that cannot be asked (a source that was moved away) is the capture's business.
             let Ok(space) = disk_space(&place.path) else { continue };
             let wanted = self.reserve.of(space.total);
@@ -201,6 +208,10 @@ impl ReserveWatch {
         }
         Ok(())
     }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 #[cfg(test)]

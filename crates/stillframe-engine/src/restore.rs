@@ -313,6 +313,7 @@ async fn restore_source(
     outcome: &mut RestoreOutcome,
 ) -> Result<(), EngineError> {
     let staged = into.staging.join(&placed.layout.base);
+    open_between(into.staging, &placed.layout.base)?;
     DirBuilder::new()
         .recursive(true)
         .mode(0o700)
@@ -324,6 +325,20 @@ async fn restore_source(
     // They were counted when they were come to; only whether they got their owners is news.
     let finished = unfinished.finish(&placed.snapshot, &staged)?;
     meter.add(Filled { files: 0, ..finished })
+}
+
+/// Makes what a mapped source's name has above the source, as open as the directory that holds all.
+fn open_between(staging: &Path, base: &Path) -> Result<(), EngineError> {
+    let above: Vec<&Path> = base.ancestors().skip(1).filter(|path| !path.as_os_str().is_empty()).collect();
+    for dir in above.into_iter().rev().map(|path| staging.join(path)) {
+        // What is there may be another source's own, with a mode of its own.
+        if !dir.exists() {
+            let made = std::fs::create_dir(&dir)
+                .and_then(|()| std::fs::set_permissions(&dir, Permissions::from_mode(SHARED_ROOT)));
+            made.map_err(EngineError::io("create", &dir))?;
+        }
+    }
+    Ok(())
 }
 
 /// A source that comes back `alone` has the target itself for its directory.

@@ -2,6 +2,7 @@
 
 use std::path::Path;
 
+use rustix::fs::{Access, access};
 use stillframe_storage::{MadeDirs, is_vacant};
 
 use crate::EngineError;
@@ -19,5 +20,8 @@ pub(crate) fn require_vacant(target: &Path) -> Result<(), EngineError> {
 pub(crate) fn make_parent(target: &Path) -> Result<(&Path, MadeDirs), EngineError> {
     let parent = target.parent().ok_or_else(|| EngineError::Occupied(target.to_owned()))?;
     let made = MadeDirs::make(parent).map_err(EngineError::io("create", parent))?;
+    // It appears there by a rename: who may not do that learns it before the work.
+    access(parent, Access::WRITE_OK | Access::EXEC_OK)
+        .map_err(|error| EngineError::io("write in", parent)(std::io::Error::from(error)))?;
     Ok((parent, made))
 }

@@ -1,5 +1,6 @@
 //! Which files of an image need not be read, because an earlier backup provably holds them.
 
+use std::collections::BTreeSet;
 use std::collections::hash_map::DefaultHasher;
 use std::hash::{Hash, Hasher};
 use std::os::unix::fs::FileExt;
@@ -33,8 +34,8 @@ impl Unchanged {
     }
 }
 
-/// The newest backup that has one of these sources in the same lineage: the one that is remembered, or, without memory, the one
-/// that a search finds.
+/// The backup that has most of these sources in the same lineages, of equals the newest: of those that are remembered, or, without
+/// memory, of all.
 pub(crate) async fn find_base(
     repo: &Repository,
     hints: &BaseHints,
@@ -46,19 +47,22 @@ pub(crate) async fn find_base(
     if lineages.is_empty() || sources.is_empty() {
         return Ok(None);
     }
-    let same =
-        |source: &SourceManifest| source.lineage.as_ref().is_some_and(|lineage| lineages.contains(&lineage));
-    let fits = |backup: &Manifest| backup.draft.sources.iter().any(same);
-    for remembered in lineages.iter().filter_map(|lineage| hints.read(lineage)) {
+    let has = |backup: &Manifest, lineage: &String| {
+        backup.draft.sources.iter().any(|source| source.lineage.as_ref() == Some(lineage))
+    };
+    let rank =
+        |backup: &Manifest| (lineages.iter().filter(|lineage| has(backup, lineage)).count(), backup.created);
+    let mut known = Vec::new();
+    for remembered in lineages.iter().filter_map(|lineage| hints.read(lineage)).collect::<BTreeSet<_>>() {
         // One that is gone or damaged is as good as none.
-        if let Ok(backup) = repo.manifest(remembered).await
-            && fits(&backup)
-        {
-            return Ok(Some((remembered, backup)));
-        }
+        known.extend(repo.manifest(remembered).await.ok().filter(|backup| rank(backup).0 > 0));
     }
-    let newest = repo.backups().await?.readable.into_iter().rev().find(|backup| fits(backup));
-    Ok(newest.map(|backup| (backup.id, backup)))
+    if known.is_empty() {
+        known = repo.backups().await?.readable;
+    }
+    let best = known.into_iter().max_by_key(rank).filter(|backup| rank(backup).0 > 0);
+    tracing::debug!(base = ?best.as_ref().map(|backup| backup.id), "chose the earlier backup to compare with");
+    Ok(best.map(|backup| (backup.id, backup)))
 }
 
 /// Why an earlier backup is not relied on.
@@ -207,8 +211,6 @@ fn draw(seed: &str, index: usize) -> u64 {
 
 #[cfg(test)]
 mod tests {
-    use std::collections::BTreeSet;
-
     use super::*;
 
     #[test]
