@@ -8,6 +8,7 @@ use std::str::FromStr;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use stillframe_jobs::CpuPercent;
+use stillframe_repo::ManifestDraft;
 
 use crate::sizes::{Reserve, Size};
 
@@ -67,8 +68,18 @@ pub enum Command {
     /// What ran, what is running, how it ended
     Jobs(Jobs),
     /// Watch it work: two busy databases, backed up, destroyed, restored and compared, in under a minute
+    #[command(after_help = "\
+Examples:
+  stillframe demo
+  TMPDIR=/mnt/big stillframe demo
+It needs some 2 GiB in the temporary directory, and leaves nothing there.")]
     Demo,
     /// Print a completion script for a shell
+    #[command(after_help = "\
+Examples:
+  stillframe completions bash > /etc/bash_completion.d/stillframe
+  stillframe completions zsh > /usr/local/share/zsh/site-functions/_stillframe
+  stillframe completions fish > ~/.config/fish/completions/stillframe.fish")]
     Completions {
         /// Which shell
         shell: clap_complete::Shell,
@@ -155,7 +166,7 @@ fn parse_cf_path(text: &str) -> Result<(String, PathBuf), String> {
 Examples:
   stillframe backup rocksdb:/var/lib/node/db -r /backups/node
   stillframe backup /var/lib/app/db.sqlite fjall:/var/lib/app/kv --name nightly --tag prod
-A source without an engine is recognised by its files. Several sources make one backup, captured as close together in
+A source without an engine is recognised by its files. Several sources make one backup, captured as close together in \
 time as can be.")]
 pub struct Backup {
     /// rocksdb:DIR, leveldb:DIR, fjall:DIR, sqlite:FILE, files:DIR, or a path to be recognised
@@ -188,20 +199,51 @@ pub struct Backup {
     pub capture: CaptureArgs,
 }
 
+/// Which backups are meant.
+#[derive(Debug, Args)]
+pub struct Labels {
+    /// Only those with this name, of which `latest` is then the newest
+    #[arg(long)]
+    pub name: Option<String>,
+    /// Only those with this tag
+    #[arg(long)]
+    pub tag: Option<String>,
+}
+
+impl Labels {
+    /// Whether a backup has them.
+    pub fn fit(&self, backup: &ManifestDraft) -> bool {
+        self.tag.as_ref().is_none_or(|tag| backup.tags.contains(tag))
+            && self.name.as_ref().is_none_or(|name| backup.name.as_ref() == Some(name))
+    }
+
+    /// As a part of "no backup …". `None`: all are meant.
+    pub fn words(&self) -> Option<&'static str> {
+        match (&self.name, &self.tag) {
+            (Some(_), Some(_)) => Some("has this name and this tag"),
+            (Some(_), None) => Some("has this name"),
+            (None, Some(_)) => Some("has this tag"),
+            (None, None) => None,
+        }
+    }
+}
+
 /// `restore`.
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Examples:
   stillframe restore latest -r /backups/node --to /var/lib/node/db-new
   stillframe restore 5f0c -r /backups/node --source kv --to /tmp/kv
-The directory appears whole or not at all. A database whose files lay in several directories comes back in named
+The directory appears whole or not at all. A database whose files lay in several directories comes back in named \
 directories below it; the options to set are printed.")]
 pub struct Restore {
     /// latest, a name, or the beginning of an id; it must fit one backup only
     pub backup: String,
     #[command(flatten)]
+    pub labels: Labels,
+    #[command(flatten)]
     pub repo: RepoArgs,
-    /// Where to; must not exist, or be empty
+    /// Where to; must not exist, or be empty. The directory above it must be writable
     #[arg(long, value_name = "DIR")]
     pub to: PathBuf,
     /// Only this source of the backup
@@ -228,12 +270,8 @@ Examples:
 pub struct Snapshots {
     #[command(flatten)]
     pub repo: RepoArgs,
-    /// Only those with this tag
-    #[arg(long)]
-    pub tag: Option<String>,
-    /// Only those with this name
-    #[arg(long)]
-    pub name: Option<String>,
+    #[command(flatten)]
+    pub labels: Labels,
 }
 
 /// `show`.
@@ -245,6 +283,8 @@ Examples:
 pub struct Show {
     /// latest, a name, or the beginning of an id; it must fit one backup only
     pub backup: String,
+    #[command(flatten)]
+    pub labels: Labels,
     #[command(flatten)]
     pub repo: RepoArgs,
     /// Also list the files
@@ -270,12 +310,14 @@ pub enum Level {
 #[command(after_help = "\
 Examples:
   stillframe verify -r /backups/node
-  stillframe verify nightly --level open --staging /var/tmp
+  stillframe verify latest --name nightly --level open --staging /var/tmp
   stillframe verify --level hash --without-key -r /backups/node")]
 pub struct Verify {
     /// latest, a name, or the beginning of an id; it must fit one backup only
     #[arg(default_value = "latest")]
     pub backup: String,
+    #[command(flatten)]
+    pub labels: Labels,
     #[command(flatten)]
     pub repo: RepoArgs,
     /// How deep to look [default: decrypt, or hash without a key]
@@ -283,7 +325,7 @@ pub struct Verify {
     pub level: Option<Level>,
     /// For `hash`: every object of the repository is compared with its own hash, whatever backup it belongs to, and no passphrase is
     /// needed. What is missing is not noticed
-    #[arg(long, conflicts_with_all = ["backup", "staging"])]
+    #[arg(long, conflicts_with_all = ["backup", "name", "tag", "staging"])]
     pub without_key: bool,
     /// For `open`: where to restore to for the check [default: the system's temporary directory]
     #[arg(long, value_name = "DIR")]
@@ -308,6 +350,9 @@ Examples:
         no_encryption: bool,
     },
     /// Show what a repository is and how much it holds
+    #[command(after_help = "\
+Examples:
+  stillframe repo info -r /backups/node")]
     Info {
         #[command(flatten)]
         repo: RepoArgs,
@@ -333,6 +378,9 @@ Examples:
         label: String,
     },
     /// List the keys (never the secrets)
+    #[command(after_help = "\
+Examples:
+  stillframe key list -r /backups/node")]
     List {
         #[command(flatten)]
         repo: RepoArgs,
@@ -352,7 +400,7 @@ or use --copy.")]
     Create {
         /// rocksdb:DIR, leveldb:DIR, fjall:DIR, sqlite:FILE, files:DIR, or a path to be recognised
         source: OsString,
-        /// Where to; must not exist, or be empty
+        /// Where to; must not exist, or be empty. The directory above it must be writable
         #[arg(long, value_name = "DIR")]
         to: PathBuf,
         /// Make files of its own instead of hard links to the live tables

@@ -1,5 +1,6 @@
 //! What the user sees: a bar on a terminal, plain lines otherwise, JSON lines on request.
 
+use std::borrow::Cow;
 use std::io::{IsTerminal, Write};
 use std::sync::Mutex;
 use std::time::Duration;
@@ -116,7 +117,7 @@ impl Console {
 
     fn print(&self, line: &str) {
         let mut out = std::io::stdout().lock();
-        self.note_unsaid(writeln!(out, "{line}").and_then(|()| out.flush()));
+        self.note_unsaid(writeln!(out, "{}", printable(line)).and_then(|()| out.flush()));
     }
 
     /// A reader that went away (`| head`) wants no more, and the work itself goes on; what is lost in another way was wanted.
@@ -210,7 +211,16 @@ impl Console {
 
 /// A line on standard error. Work goes on when nobody takes it: a backup is worth more than what is said about it.
 pub fn say(text: &str) {
-    let _ = writeln!(std::io::stderr().lock(), "{text}");
+    let _ = writeln!(std::io::stderr().lock(), "{}", printable(text));
+}
+
+/// One line, whatever a file's name is that stands in it: it could forge another line, or speak to the terminal.
+fn printable(text: &str) -> Cow<'_, str> {
+    if !text.contains(char::is_control) {
+        return Cow::Borrowed(text);
+    }
+    let escaped = |c: char| if c.is_control() { c.escape_default().to_string() } else { c.to_string() };
+    Cow::Owned(text.chars().map(escaped).collect())
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
@@ -250,4 +260,18 @@ fn progress_object(reading: &Reading) -> Value {
         "bytes_done": progress.bytes_done, "bytes_total": progress.bytes_total,
         "bytes_per_second": reading.bytes_per_second, "eta_seconds": reading.eta.map(|eta| eta.as_secs()),
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_name_cannot_end_a_line_nor_speak_to_the_terminal() {
+        assert_eq!(
+            printable("no\u{1b}[31mfile\nstillframe: all is well"),
+            "no\\u{1b}[31mfile\\nstillframe: all is well"
+        );
+        assert_eq!(printable("grüße\\x0a"), "grüße\\x0a");
+    }
 }

@@ -1,13 +1,14 @@
 //! Ctrl-C: once ends cleanly, twice at once. The same for SIGTERM, and for SIGHUP unless it was to be ignored (`nohup`).
 
-use std::sync::{LazyLock, Mutex, PoisonError};
+use std::sync::{Arc, LazyLock, Mutex, PoisonError};
 use std::time::Duration;
 
 use rustix::termios::{OptionalActions, Termios, tcgetattr, tcsetattr};
 use stillframe_jobs::Canceller;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
-use crate::console::say;
+use crate::console::{Console, say};
+use crate::failure::{Failure, Kind, exit_code};
 
 /// Two signals within this time are one wish.
 const SAME_WISH: Duration = Duration::from_millis(200);
@@ -25,8 +26,8 @@ enum Doing {
 }
 
 /// Heeds these signals from now on.
-pub fn start() {
-    tokio::spawn(async {
+pub fn start(console: Arc<Console>) {
+    tokio::spawn(async move {
         loop {
             asked().await;
             match turn_to(Doing::Other) {
@@ -39,12 +40,18 @@ pub fn start() {
                 Doing::Asking(before) => {
                     let _ = tcsetattr(rustix::stdio::stdin(), OptionalActions::Now, &before);
                     say("");
-                    std::process::exit(130);
+                    end(&console);
                 }
-                Doing::Other => std::process::exit(130),
+                Doing::Other => end(&console),
             }
         }
     });
+}
+
+/// Ends the process, in the same words as a command that was cancelled.
+fn end(console: &Console) -> ! {
+    console.failure(&Failure::new(Kind::Cancelled, "cancelled"));
+    std::process::exit(exit_code(Kind::Cancelled).into())
 }
 
 /// From now on a signal cancels this job.

@@ -65,7 +65,7 @@ fn refuse(error: &clap::Error) -> ExitCode {
 
 async fn run(session: &Session, command: &Command) -> Result<(), Failure> {
     if !matches!(command, Command::Demo | Command::DemoWriter(_)) {
-        interrupt::start();
+        interrupt::start(std::sync::Arc::clone(&session.console));
     }
     if matches!(command, Command::Backup(_) | Command::Repo(_) | Command::Key(_)) {
         // What goes into a repository is for its owner: without encryption it is as good as the sources.

@@ -1,12 +1,16 @@
 //! Where secrets come from. They are wiped when dropped and never printed.
 
-use std::io::{BufRead, BufReader, IsTerminal};
+use std::env::VarError;
+use std::io::{BufRead, BufReader, ErrorKind, IsTerminal, Read};
 use std::path::Path;
 
 use zeroize::Zeroizing;
 
 use crate::failure::{Failure, Kind};
 use crate::interrupt::while_asking;
+
+/// Bytes of the first line of a passphrase file: who names another file by mistake is told so.
+const LONGEST: u64 = 64 << 10;
 
 /// A secret text.
 pub type Secret = Zeroizing<String>;
@@ -32,8 +36,13 @@ pub fn obtain(file: Option<&Path>, question: Question) -> Result<Option<Secret>,
     if let Some(path) = file {
         return read_file(path).map(Some);
     }
-    if let Ok(text) = std::env::var(question.variable) {
-        return not_empty(Secret::new(text), question.variable).map(Some);
+    match std::env::var(question.variable) {
+        Ok(text) => return not_empty(Secret::new(text), question.variable).map(Some),
+        Err(VarError::NotUnicode(_)) => {
+            let message = format!("{} is not UTF-8; a passphrase is a text", question.variable);
+            return Err(Failure::new(Kind::Passphrase, message));
+        }
+        Err(VarError::NotPresent) => {}
     }
     if !std::io::stdin().is_terminal() {
         return Ok(None);
@@ -48,16 +57,24 @@ pub fn obtain(file: Option<&Path>, question: Question) -> Result<Option<Secret>,
 fn ask(prompt: &str) -> Result<Secret, Failure> {
     let typed = while_asking(|| rpassword::prompt_password(prompt));
     typed.map(Secret::new).map_err(|error| match error.kind() {
-        std::io::ErrorKind::Interrupted => Failure::new(Kind::Cancelled, "cancelled; nothing was changed"),
+        ErrorKind::Interrupted => Failure::new(Kind::Cancelled, "cancelled; nothing was changed"),
         _ => Failure::new(Kind::Failed, format!("cannot read from the terminal: {error}")),
     })
 }
 
 fn read_file(path: &Path) -> Result<Secret, Failure> {
-    let failed =
-        |error: std::io::Error| Failure::new(Kind::Usage, format!("cannot read {}: {error}", path.display()));
+    let failed = |error: std::io::Error| {
+        let kind = if error.kind() == ErrorKind::PermissionDenied { Kind::Permission } else { Kind::Usage };
+        Failure::new(kind, format!("cannot read {}: {error}", path.display()))
+    };
     let mut line = Secret::new(String::new());
-    BufReader::new(std::fs::File::open(path).map_err(failed)?).read_line(&mut line).map_err(failed)?;
+    let file = std::fs::File::open(path).map_err(failed)?;
+    BufReader::new(file.take(LONGEST + 1)).read_line(&mut line).map_err(failed)?;
+    if line.len() as u64 > LONGEST {
+        let message =
+            format!("the first line of {} is no passphrase: it is longer than 64 KiB", path.display());
+        return Err(Failure::new(Kind::Usage, message));
+    }
     let length = line.trim_end_matches(['\n', '\r']).len();
     line.truncate(length);
     not_empty(line, &path.display().to_string())

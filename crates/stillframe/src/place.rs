@@ -1,5 +1,7 @@
 //! Where the program keeps what belongs to the user and not to a repository.
 
+use std::fs::DirBuilder;
+use std::os::unix::fs::DirBuilderExt;
 use std::path::PathBuf;
 
 use stillframe_repo::LocalDirs;
@@ -10,7 +12,8 @@ use crate::failure::{Failure, Kind};
 /// without a home) below `/var/lib`.
 pub fn state_dir() -> Result<PathBuf, Failure> {
     let path = state_path();
-    std::fs::create_dir_all(&path).map_err(|error| {
+    // What was backed up, from where and to where, is its owner's affair.
+    DirBuilder::new().recursive(true).mode(0o700).create(&path).map_err(|error| {
         let place = path.display();
         Failure::new(
             Kind::Permission,

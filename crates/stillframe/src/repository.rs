@@ -8,7 +8,7 @@ use stillframe_repo::{BackupId, Encryption, InitOptions, LocalDirs, Passphrase, 
 use stillframe_storage::object_store::ObjectStore;
 use stillframe_storage::{Clock, Location, LocationError, MadeDirs, UploadLock, lies_within, open};
 
-use crate::cli::{PassphraseArgs, RepoArgs};
+use crate::cli::{Labels, PassphraseArgs, RepoArgs};
 use crate::commands::from_here;
 use crate::failure::{Failure, Kind};
 use crate::passphrase::{Question, Secret, is_given, obtain};
@@ -16,7 +16,7 @@ use crate::place;
 use crate::session::Session;
 
 /// The environment variable that may hold the passphrase.
-const PASSPHRASE: &str = "STILLFRAME_PASSPHRASE";
+pub const PASSPHRASE: &str = "STILLFRAME_PASSPHRASE";
 /// A directory that holds this file is a repository.
 const CONFIG: &str = "stillframe.json";
 /// What stands in the directory of a repository; which of them make it one, the repository itself says.
@@ -97,16 +97,33 @@ const CLOCKS_DIFFER: SignedDuration = SignedDuration::from_mins(1);
 
 /// Which backup is meant. `latest` goes by the clocks of those who made the backups, so one from the future stands before whatever
 /// was made since: that is said.
-pub async fn pick(session: &Session, repo: &Repository, text: &str) -> Result<BackupId, Failure> {
-    let id = repo.resolve(text).await?;
-    if text == "latest" {
-        let created = repo.manifest(id).await?.created;
-        if created.duration_since(session.clock.now()) > CLOCKS_DIFFER {
-            session.console.warn(format!(
+pub async fn pick(
+    session: &Session,
+    repo: &Repository,
+    text: &str,
+    labels: &Labels,
+) -> Result<BackupId, Failure> {
+    if text != "latest" {
+        if labels.words().is_some() {
+            let message = format!("--name and --tag narrow `latest` down, and {text} is asked for");
+            return Err(Failure::new(Kind::Usage, message));
+        }
+        return Ok(repo.resolve(text).await?);
+    }
+    let latest = repo.latest(|backup| labels.fit(&backup.draft)).await;
+    let latest = match (latest, labels.words()) {
+        (Err(stillframe_repo::Error::NotFound { .. }), Some(words)) => {
+            let message = format!("no backup {words}; `stillframe snapshots` lists all");
+            return Err(Failure::new(Kind::NoBackup, message));
+        }
+        (latest, _) => latest?,
+    };
+    let (id, created) = (latest.id, latest.created);
+    if created.duration_since(session.clock.now()) > CLOCKS_DIFFER {
+        session.console.warn(format!(
                 "the latest backup, {id}, is dated {created}, which is still to come: a clock is or was wrong, and a backup that is \
                  newer may count as older; `stillframe snapshots` lists all, an id picks one"
             ));
-        }
     }
     Ok(id)
 }

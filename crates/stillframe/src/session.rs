@@ -97,7 +97,13 @@ impl Session {
 }
 
 fn unusable(error: &HistoryError) -> Failure {
-    Failure::new(Kind::Failed, format!("cannot use the job history: {error}"))
+    let kind = match error {
+        HistoryError::Io { source, .. } if source.kind() == std::io::ErrorKind::PermissionDenied => {
+            Kind::Permission
+        }
+        _ => Kind::Failed,
+    };
+    Failure::new(kind, format!("cannot use the job history: {error}"))
 }
 
 /// 16 hexadecimal digits from the operating system's generator.

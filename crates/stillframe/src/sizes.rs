@@ -38,7 +38,7 @@ impl FromStr for Size {
         };
         let bytes = number * factor as f64;
         if bytes < 1.0 || bytes >= (1_u64 << 62) as f64 {
-            return Err(format!("{text:?} is out of range"));
+            return Err(format!("{text:?} is out of range; give at least 1 byte and less than 4 EiB"));
         }
         Ok(Self(bytes as u64))
     }

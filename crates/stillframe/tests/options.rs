@@ -4,8 +4,10 @@
 mod scene;
 
 use std::os::unix::fs::PermissionsExt;
+use std::time::Duration;
 
 use serde_json::Value;
+use stillframe_storage::{Clock, SystemClock};
 
 use crate::scene::{Scene, names};
 
@@ -197,6 +199,52 @@ fn a_share_of_the_processor_and_of_the_line_still_make_whole_backups() {
     assert!(listed.contains("looked for in") && !listed.contains("pack"), "{listed}");
 }
 
+/// A hundredth of two processors works on sixteen megabytes for seconds, a whole one for a fraction of one.
+#[test]
+fn who_may_have_a_hundredth_of_the_processors_takes_his_time() {
+    let scene = Scene::new();
+    scene.back_up(&["files:two"]);
+    std::fs::write(scene.path("one/large"), stillframe_testkit::Content::new(1, 1.0).bytes(16 << 20))
+        .unwrap();
+    let clock = SystemClock::new();
+    let began = clock.monotonic();
+    scene.back_up(&["files:one", "--cpu-percent", "1", "--fast"]);
+    let took = clock.monotonic().saturating_sub(began);
+    assert!(took >= Duration::from_secs(1), "{took:?}");
+}
+
+#[test]
+fn of_several_backups_the_newest_of_a_name_or_a_tag_can_be_asked_for() {
+    let scene = Scene::new();
+    for (source, name, tag) in
+        [("files:one", "nightly", "a"), ("files:two", "nightly", "b"), ("files:one", "hand", "b")]
+    {
+        scene.back_up(&[source, "--name", name, "--tag", tag]);
+    }
+    assert!(scene.bad(&["restore", "nightly", "--to", "out"], 24).contains("fits several"));
+    let restored = scene.good(&["restore", "latest", "--name", "nightly", "--to", "out"]);
+    assert!(restored.contains("files:") && restored.contains("/two (nightly) at "), "{restored}");
+    assert_eq!(names(&scene.path("out")), ["b"]);
+    assert!(scene.good(&["show", "latest", "--tag", "a"]).contains("/one"));
+    scene.good(&["verify", "--name", "hand"]);
+    assert!(
+        scene.bad(&["show", "latest", "--name", "hand", "--tag", "a"], 24).contains("this name and this tag")
+    );
+    assert!(scene.bad(&["show", "nightly", "--tag", "a"], 2).contains("narrow"));
+}
+
+#[test]
+fn what_a_mapped_name_has_above_a_database_is_open_to_whoever_may_open_that() {
+    let scene = Scene::new();
+    scene.back_up(&["files:one", "files:two"]);
+    scene.good(&["restore", "latest", "--map", "one=deep/er/one", "--to", "out"]);
+    for dir in ["out", "out/deep", "out/deep/er"] {
+        let mode = std::fs::metadata(scene.path(dir)).unwrap().permissions().mode();
+        assert_eq!(mode & 0o777, 0o755, "{dir}");
+    }
+    assert_eq!(names(&scene.path("out/deep/er/one")), ["a"]);
+}
+
 #[test]
 fn a_repository_is_its_owners_and_lies_neither_among_other_things_nor_in_its_sources() {
     let scene = Scene::new();
@@ -206,8 +254,9 @@ fn a_repository_is_its_owners_and_lies_neither_among_other_things_nor_in_its_sou
     // Who has typed no such option must know where it comes from.
     assert!(String::from_utf8(with_file.stderr).unwrap().contains("STILLFRAME_PASSPHRASE_FILE"));
     scene.bad(&[&words[..], &["--passphrase-file", "file"]].concat(), 2);
+    scene.bad(&words, 2);
     assert!(!scene.path("bare").exists());
-    scene.good(&words);
+    scene.make_plain("bare");
     let plain = ["backup", "files:one", "-r", "bare", "--reserve", "0"];
     assert!(scene.command(&plain).env("STILLFRAME_PASSPHRASE", "").output().unwrap().status.success());
     let mut paths = vec![scene.path("bare"), scene.path("repo")];

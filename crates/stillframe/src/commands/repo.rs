@@ -7,7 +7,8 @@ use serde_json::json;
 use crate::cli::RepoCommand;
 use crate::commands::snapshots::UNFINISHED;
 use crate::failure::{Failure, Kind};
-use crate::repository::{init_repository, open_repository};
+use crate::passphrase::is_given;
+use crate::repository::{PASSPHRASE, init_repository, open_repository};
 use crate::session::Session;
 use crate::sizes::{bytes, count};
 
@@ -16,9 +17,9 @@ pub async fn run(session: &Session, command: &RepoCommand) -> Result<(), Failure
     match command {
         RepoCommand::Init { url, passphrase, no_encryption } => {
             // Checked by hand: it may have come from the environment, which a parser of options does not say.
-            if *no_encryption && passphrase.passphrase_file.is_some() {
-                let message = "--no-encryption: a passphrase is given, too (--passphrase-file, or STILLFRAME_PASSPHRASE_FILE in the \
-                               environment); leave one of them away";
+            if *no_encryption && is_given(passphrase.passphrase_file.as_deref(), PASSPHRASE) {
+                let message = "--no-encryption: a passphrase is given, too (--passphrase-file, or STILLFRAME_PASSPHRASE_FILE or \
+                               STILLFRAME_PASSPHRASE in the environment); leave one of them away";
                 return Err(Failure::new(Kind::Usage, message));
             }
             let repo = init_repository(url, passphrase, *no_encryption, Arc::clone(&session.clock)).await?;

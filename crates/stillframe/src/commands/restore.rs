@@ -8,6 +8,7 @@ use stillframe_jobs::Phase;
 use stillframe_storage::path_text;
 
 use crate::cli::Restore;
+use crate::commands::from_here;
 use crate::failure::{Failure, Kind};
 use crate::repository::{open_repository, pick, refuse_in_repository};
 use crate::session::{Session, full_share};
@@ -23,20 +24,26 @@ pub async fn run(session: &Session, args: &Restore) -> Result<(), Failure> {
     }
     refuse_in_repository("--to", &args.to)?;
     let repo = open_repository(&args.repo).await?;
-    let backup = pick(session, &repo, &args.backup).await?;
+    let backup = pick(session, &repo, &args.backup, &args.labels).await?;
     let options = RestoreOptions { target: args.to.clone(), source: args.source.clone(), map };
     let began = session.clock.monotonic();
-    let subject = format!("{backup} to {}", args.to.display());
+    let to = from_here(&args.to);
+    let subject = format!("{backup} to {}", to.display());
     let phases = [Phase::Transferring, Phase::Sealing];
     let outcome = session
         .run_job("restore", &subject, &phases, full_share(), async |job, surroundings| {
             let outcome = restore(&repo, backup, &options, job, surroundings).await?;
-            let object = json!({ "backup": backup.to_string(), "to": path_text(&args.to), "files": outcome.files, "bytes": outcome.bytes });
+            let object = json!({ "backup": backup.to_string(), "to": path_text(&to), "files": outcome.files, "bytes": outcome.bytes });
             Ok((outcome, object))
         })
         .await?;
+    let what = repo.manifest(backup).await?;
+    let of: Vec<&str> = what.draft.sources.iter().map(|source| source.url.as_str()).collect();
     session.console.line(format!(
-        "backup {backup} is in {}: {}, {} in {}",
+        "backup {backup} of {}{} at {} is in {}: {}, {} in {}",
+        of.join(" "),
+        what.draft.name.as_ref().map_or_else(String::new, |name| format!(" ({name})")),
+        what.created.strftime("%Y-%m-%d %H:%M:%SZ"),
         args.to.display(),
         count(outcome.files, "file"),
         bytes(outcome.bytes),
@@ -47,7 +54,7 @@ pub async fn run(session: &Session, args: &Restore) -> Result<(), Failure> {
     }
     session.console.object(
         "restored",
-        json!({ "backup": backup.to_string(), "to": path_text(&args.to), "files": outcome.files, "bytes": outcome.bytes,
+        json!({ "backup": backup.to_string(), "to": path_text(&to), "files": outcome.files, "bytes": outcome.bytes,
             "remarks": outcome.remarks }),
     );
     Ok(())

@@ -15,7 +15,7 @@ use crate::sizes::{bytes, count, span};
 /// Everything about one backup.
 pub async fn run(session: &Session, args: &Show) -> Result<(), Failure> {
     let repo = open_repository(&args.repo).await?;
-    let id = pick(session, &repo, &args.backup).await?;
+    let id = pick(session, &repo, &args.backup, &args.labels).await?;
     let manifest = repo.manifest(id).await?;
     let (draft, statistics) = (&manifest.draft, &manifest.statistics);
     let console = &session.console;

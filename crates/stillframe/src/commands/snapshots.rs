@@ -16,26 +16,16 @@ pub const UNFINISHED: &str = "unfinished (written, not sealed)";
 pub async fn run(session: &Session, args: &Snapshots) -> Result<(), Failure> {
     let repo = open_repository(&args.repo).await?;
     let list = repo.backups().await?;
-    let wanted = |manifest: &&Manifest| {
-        args.tag.as_ref().is_none_or(|tag| manifest.draft.tags.contains(tag))
-            && args.name.as_ref().is_none_or(|name| manifest.draft.name.as_ref() == Some(name))
-    };
     let mut count = 0;
-    for manifest in list.readable.iter().filter(wanted) {
+    for manifest in list.readable.iter().filter(|manifest| args.labels.fit(&manifest.draft)) {
         count += 1;
         session.console.answer(line(manifest));
         session.console.object("snapshot", object(manifest));
     }
     if count == 0 {
-        let selected = match (&args.name, &args.tag) {
-            (Some(_), Some(_)) => Some("no backup has this name and this tag"),
-            (Some(_), None) => Some("no backup has this name"),
-            (None, Some(_)) => Some("no backup has this tag"),
-            (None, None) => None,
-        };
         let unfinished = list.unfinished.len();
-        if let Some(none) = selected.filter(|_| !list.readable.is_empty()) {
-            session.console.line(none);
+        if let Some(words) = args.labels.words().filter(|_| !list.readable.is_empty()) {
+            session.console.line(format!("no backup {words}"));
         } else if unfinished == 0 {
             session.console.line("no backups");
         } else {

@@ -17,11 +17,15 @@ pub async fn run(session: &Session, args: &Verify) -> Result<(), Failure> {
     if args.without_key {
         return run_without_key(session, args).await;
     }
+    if args.staging.is_some() && args.level != Some(Level::Open) {
+        let message = "--staging is for --level open: at other levels nothing is restored";
+        return Err(Failure::new(Kind::Usage, message));
+    }
     refuse_no_directory("--staging", args.staging.as_deref())?;
     let staging = args.staging.as_deref().map_or_else(std::env::temp_dir, from_here);
     refuse_in_repository("--staging", &staging)?;
     let repo = open_repository(&args.repo).await?;
-    let backup = pick(session, &repo, &args.backup).await?;
+    let backup = pick(session, &repo, &args.backup, &args.labels).await?;
     let wanted = args.level.unwrap_or(Level::Decrypt);
     let level = match wanted {
         Level::Exists => verify::Level::Exists,
@@ -118,7 +122,7 @@ async fn run_without_key(session: &Session, args: &Verify) -> Result<(), Failure
         })
         .await?;
     session.console.line(format!(
-        "{}, {}: each is as it was written, looked at in {}",
+        "{}, {}: each that is there is as it was written, looked at in {}; that no pack is missing, `verify BACKUP` tells",
         count(report.objects, "object"),
         bytes(report.bytes),
         span(session.clock.monotonic().saturating_sub(began)),

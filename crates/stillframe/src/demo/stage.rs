@@ -245,6 +245,8 @@ impl Stage {
     pub async fn kill_writers_and_destroy(&mut self) -> Result<[u64; 2], Failure> {
         self.kill_writers().await?;
         let done = self.ledgers()?;
+        // Captures stage beside their source.
+        refuse_leftovers(&self.root.join("data"))?;
         std::fs::remove_dir_all(self.root.join("data")).map_err(failed("remove the databases"))?;
         Ok([done.fjall.batches.acked, done.sqlite.acked])
     }
@@ -253,7 +255,11 @@ impl Stage {
     pub async fn restore(&self, backup: &Backup) -> Result<Restored, Failure> {
         let dir = self.root.join(format!("restored-{}", backup.name));
         let began = self.clock.monotonic();
-        self.run_program(&["restore", &backup.name, "--to", &dir.display().to_string()]).await?;
+        // The one mistake of builds with the feature: whatever is asked for, the first backup comes back.
+        let sabotaged = cfg!(feature = "sabotage")
+            && std::env::var("STILLFRAME_SABOTAGE").is_ok_and(|mistake| mistake == "demo-first-again");
+        let name = if sabotaged { "first" } else { &backup.name };
+        self.run_program(&["restore", name, "--to", &dir.display().to_string()]).await?;
         Ok(Restored { dir, took: self.clock.monotonic().saturating_sub(began) })
     }
 
@@ -279,15 +285,7 @@ impl Stage {
 
     /// Looks for anything left behind, then removes everything.
     pub fn clear(self) -> Result<(), Failure> {
-        let entries = std::fs::read_dir(&self.root).map_err(failed("list the demonstration's directory"))?;
-        let left: Vec<String> = entries
-            .filter_map(|entry| entry.ok()?.file_name().into_string().ok())
-            .filter(|name| name.starts_with(".stillframe-"))
-            .collect();
-        if !left.is_empty() {
-            return Err(Failure::new(Kind::Failed, format!("left behind: {}", left.join(", "))));
-        }
-        Ok(())
+        refuse_leftovers(&self.root)
     }
 }
 
@@ -301,6 +299,19 @@ impl Drop for Stage {
             self.console.warn(format!("could not remove {}: {error}", self.root.display()));
         }
     }
+}
+
+/// Fails when something of ours is there that should be gone.
+fn refuse_leftovers(dir: &Path) -> Result<(), Failure> {
+    let entries = std::fs::read_dir(dir).map_err(failed("list the demonstration's directory"))?;
+    let left: Vec<String> = entries
+        .filter_map(|entry| entry.ok()?.file_name().into_string().ok())
+        .filter(|name| name.starts_with(".stillframe-"))
+        .collect();
+    if left.is_empty() {
+        return Ok(());
+    }
+    Err(Failure::new(Kind::Failed, format!("left behind in {}: {}", dir.display(), left.join(", "))))
 }
 
 fn failed(doing: &'static str) -> impl FnOnce(std::io::Error) -> Failure {

@@ -43,6 +43,12 @@ impl Scene {
         command
     }
 
+    /// A repository without encryption.
+    pub fn make_plain(&self, repo: &str) {
+        let mut init = self.command(&["repo", "init", repo, "--no-encryption"]);
+        assert!(init.env_remove("STILLFRAME_PASSPHRASE").output().unwrap().status.success());
+    }
+
     /// Standard output of a command that works.
     pub fn good(&self, words: &[&str]) -> String {
         let output = self.run(words);
