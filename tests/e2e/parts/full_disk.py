@@ -23,6 +23,8 @@ def run(trial):
         repository_disk(trial, release)
         target_disk(trial, release)
         reserve(trial, release)
+        for setting, made, option in (("wal-dir", "logs", "--wal-dir"), ("db-paths", "slow", None)):
+            reserve_of_another_disk(trial, release, setting, made, option)
     finally:
         checker.close()
 
@@ -244,6 +246,31 @@ def reserve(trial, release):
             program.run("backup", writer.source, "-r", repo, "--reserve", "30M")
             if os.listdir(disk) != ["app"]:
                 raise Failed(f"left on the disk: {os.listdir(disk)}")
+    finally:
+        if writer:
+            writer.close()
+        trial.workplace.unmount(disk)
+
+
+def reserve_of_another_disk(trial, release, setting, made, option):
+    """What is kept alive on a disk that only a part of the database lies on fills that one."""
+    program, root = trial.program(), trial.workplace.dir(f"reserve-{made}")
+    disk = root / "app" / made
+    disk.mkdir(parents=True)
+    trial.workplace.mount_ext4(f"reserve-{made}-disk", 128, at=disk)
+    repo = trial.workplace.dir("reserve-repo-of-others")
+    program.init(repo)
+    writer = None
+    try:
+        writer = RocksWriter(release, SETTINGS[setting], root / "app").finish(20_000)
+        for flags in [[], [option, disk]] if option else [[]]:
+            with trial.report.check(f"--reserve of the disk of {made} only{' that an option names' if flags else ''}: refused") as line:
+                outcome = program.run("backup", writer.source, "-r", repo, "--reserve", "200M", *flags, expect=NO_SPACE)
+                demand_said(outcome)
+                if f"the disk of {disk}" not in outcome.text and f"{disk}:" not in outcome.text:
+                    raise Failed(f"{disk} is not named: {outcome.text[-300:]}")
+                demand_no_leftovers(root / "app", disk)
+                line.say(said=outcome.text[-120:].replace(" ", "_"))
     finally:
         if writer:
             writer.close()

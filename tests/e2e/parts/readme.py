@@ -12,8 +12,8 @@ COMMANDS = [
     ["backup"], ["restore"], ["snapshots"], ["show"], ["verify"], ["repo"], ["repo", "init"], ["repo", "info"], ["key"], ["key", "add"],
     ["key", "list"], ["image"], ["image", "create"], ["image", "validate"], ["jobs"], ["demo"], ["completions"],
 ]
-#: Those that say by themselves how they are called.
-PLAIN = [["repo"], ["repo", "info"], ["key"], ["key", "list"], ["image"], ["demo"], ["completions"]]
+#: Those that only hold others.
+GROUPS = [["repo"], ["key"], ["image"]]
 
 
 def run(trial):
@@ -32,13 +32,18 @@ def run(trial):
         if done.returncode != 0:
             raise Failed(f"exit {done.returncode}: {(done.stderr + done.stdout)[-600:]}")
         demand_no_leftovers(place)
+        lines = done.stdout.splitlines()
+        if "3" not in lines:
+            raise Failed(f"the restored database does not count three rows: {lines}")
+        if sum("nightly" in line and "sqlite:" in line for line in lines) < 2:
+            raise Failed(f"two backups are not listed: {lines}")
         line.say(commands=sum(1 for command in script.splitlines() if command.strip() and not command.startswith("#")))
     for words in [[], *COMMANDS]:
         with trial.report.check(f"help: {' '.join(['stillframe', *words])}"):
             text = program.run(*words, "--help").out
             if "Usage:" not in text:
                 raise Failed(f"no usage in {text[:200]!r}")
-            if words not in PLAIN and "Examples:" not in text:
+            if words not in GROUPS and "Examples:" not in text:
                 raise Failed("no examples")
     for shell in ("bash", "zsh", "fish"):
         with trial.report.check(f"completions for {shell}"):
