@@ -385,3 +385,15 @@ fn a_description_that_lists_a_file_twice_or_none_of_a_database_describes_no_imag
         }
     }
 }
+
+#[test]
+fn a_description_of_a_later_version_is_not_guessed_at() {
+    let dir = tempfile::tempdir().unwrap();
+    let target = dir.path().join("image");
+    keep(capture_here(&tree(dir.path())).unwrap(), &target);
+    let path = target.join("snapshot.json");
+    let later = std::fs::read_to_string(&path).unwrap().replace("\"version\": 1", "\"version\": 2");
+    std::fs::write(&path, later).unwrap();
+    let refused = Snapshot::read(&target).unwrap_err();
+    assert!(matches!(&refused, CaptureError::UnknownFormat { .. }), "{refused}");
+}

@@ -75,12 +75,27 @@ impl Snapshot {
             }
             Err(error) => return Err(CaptureError::from_io("read", &path, error)),
         };
-        match serde_json::from_slice(&json) {
-            Ok(snapshot) => Ok(Some(snapshot)),
-            Err(error) => {
-                Err(CaptureError::Corrupt { path, what: format!("it does not describe an image: {error}") })
-            }
+        Self::from_json(&json, &path).map(Some)
+    }
+
+    /// Reads a description; `path` is what errors call it.
+    pub fn from_json(json: &[u8], path: &Path) -> Result<Self, CaptureError> {
+        #[derive(Deserialize)]
+        struct Head {
+            version: u32,
         }
+        let malformed = |error: serde_json::Error| CaptureError::Corrupt {
+            path: path.to_owned(),
+            what: format!("it does not describe an image: {error}"),
+        };
+        let Head { version } = serde_json::from_slice(json).map_err(malformed)?;
+        if version > SNAPSHOT_VERSION {
+            let what = format!(
+                "it is of version {version}, and this program reads up to {SNAPSHOT_VERSION}; use a newer one"
+            );
+            return Err(CaptureError::UnknownFormat { path: path.to_owned(), what });
+        }
+        serde_json::from_slice(json).map_err(malformed)
     }
 
     /// The description without its `files`: where those are listed elsewhere.

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use stillframe_capture::{CaptureOptions, Context, Image, Snapshot, Source, capture};
+use stillframe_capture::{CaptureOptions, Context, Image, Role, Snapshot, SnapshotFile, Source, capture};
 use stillframe_jobs::{Job, Phase, Progress};
 use tokio_util::sync::CancellationToken;
 
@@ -52,13 +52,25 @@ pub(crate) async fn capture_all(
     }
     let images = work.await.map_err(|_| EngineError::Bug("the capture panicked".to_owned()))??;
     for (named, image) in sources.iter().zip(&images) {
-        image.snapshot().directories.iter().for_each(|directory| watch.add_pins(&directory.original));
+        watch_pins(watch, image.snapshot());
         surroundings.tell(captured(&named.name, image.snapshot()));
     }
     Ok(images)
 }
 
-/// The watch over the disks of these sources, with those that the options name. That a capture found more, it learns from the image.
+/// A database may keep tables on other disks than its own. Of logs nothing is held any more: they were copied.
+fn watch_pins(watch: &ReserveWatch, snapshot: &Snapshot) {
+    for directory in &snapshot.directories {
+        let is_pinned = |file: &SnapshotFile| {
+            file.directory == directory.name && matches!(file.role, Role::Table | Role::Blob)
+        };
+        if snapshot.files.iter().any(is_pinned) {
+            watch.add_pins(&directory.original);
+        }
+    }
+}
+
+/// The watch over the disks of these sources, with those of tables that the options name.
 pub(crate) fn watch_over<'a>(
     sources: impl Iterator<Item = &'a Source>,
     options: &'a CaptureOptions,
@@ -66,7 +78,7 @@ pub(crate) fn watch_over<'a>(
     job: &Job,
 ) -> Arc<ReserveWatch> {
     let sources = sources.map(|source| source.path.as_path());
-    let named = options.wal_dir.iter().chain(&options.db_paths).chain(options.cf_paths.values().flatten());
+    let named = options.db_paths.iter().chain(options.cf_paths.values().flatten());
     let sources = sources.chain(named.map(PathBuf::as_path));
     ReserveWatch::new(sources, options.staging.as_deref(), reserve, job.token())
 }

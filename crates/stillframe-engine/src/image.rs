@@ -10,7 +10,7 @@ use stillframe_storage::lies_within;
 
 use crate::capturing::{capture_all, watch_over, with_context};
 use crate::remark::remark;
-use crate::target::{make_parent, require_vacant};
+use crate::target::{make_parent, place_of};
 use crate::{EngineError, NamedSource, Reserve, Surroundings};
 
 /// How to make an image that stays.
@@ -43,7 +43,8 @@ pub async fn create_image(
     job: &Job,
     surroundings: &Surroundings,
 ) -> Result<ImageOutcome, EngineError> {
-    require_vacant(target)?;
+    let place = place_of(target)?;
+    let target = place.as_path();
     if lies_within(target, &source.path) {
         return Err(EngineError::Usage(format!(
             "{} lies in the source {}; choose a place outside",
@@ -51,8 +52,6 @@ pub async fn create_image(
             source.path.display()
         )));
     }
-    let target = std::path::absolute(target).map_err(EngineError::io("keep an image in", target))?;
-    let target = target.as_path();
     let (_, made) = make_parent(target)?;
     job.enter(Phase::Capturing)?;
     let named = NamedSource { name: source.to_string(), source: source.clone() };

@@ -4,11 +4,11 @@ use std::cell::Cell;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{DirBuilder, File, Permissions};
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt};
+use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{Mode, OFlags};
-use stillframe_capture::{Engine, SNAPSHOT_FILE, Snapshot, rewrite_wal_dir};
+use stillframe_capture::{CaptureError, Engine, SNAPSHOT_FILE, Snapshot, rewrite_wal_dir};
 use stillframe_jobs::{Job, Phase, Progress};
 use stillframe_repo::{BackupId, FileEntry, FileKind, Manifest, Repository, SourceForm, SourceManifest};
 use stillframe_storage::{
@@ -19,7 +19,7 @@ use stillframe_storage::{
 use crate::engine_of::engine_of;
 use crate::filling::{Filled, Filling, SetAttributes, apply, attributes};
 use crate::remark::{joined, remark};
-use crate::target::{make_parent, require_vacant};
+use crate::target::{make_parent, place_of};
 use crate::{EngineError, Event, Surroundings};
 
 /// Mode of the directory that holds those of several sources.
@@ -148,9 +148,12 @@ async fn place<'a>(
         let description = repo.read_content(source.snapshot, MAX_DESCRIPTION).await;
         let description =
             description.map_err(EngineError::lost(|| format!("the description of {}", source.name)))?;
-        let snapshot: Snapshot = serde_json::from_slice(&description).map_err(|error| {
-            EngineError::Unsound(format!("{SNAPSHOT_FILE} of {} cannot be read: {error}", source.name))
-        })?;
+        let called = format!("{SNAPSHOT_FILE} of {}", source.name);
+        let snapshot =
+            Snapshot::from_json(&description, Path::new(&called)).map_err(|error| match error {
+                CaptureError::UnknownFormat { .. } => error.into(),
+                error => EngineError::Unsound(error.to_string()),
+            })?;
         let layout = lay_out(options, source, &snapshot, chosen.len() == 1)?;
         placed.push(Placed { source, snapshot, layout });
     }
@@ -223,23 +226,6 @@ fn refuse_collisions(placed: &[Placed<'_>]) -> Result<(), EngineError> {
         }
     }
     Ok(())
-}
-
-/// Where the target is, links resolved. It must be absent or an empty directory, and a rename must be able to put it there.
-fn place_of(target: &Path) -> Result<PathBuf, EngineError> {
-    let absolute = std::path::absolute(target).map_err(EngineError::io("restore to", target))?;
-    require_vacant(&absolute)?;
-    let Ok(target) = std::fs::canonicalize(&absolute) else { return Ok(absolute) };
-    let device = |path: &Path| {
-        std::fs::metadata(path).map(|meta| meta.dev()).map_err(EngineError::io("look at", path))
-    };
-    match target.parent() {
-        Some(parent) if device(parent)? == device(&target)? => Ok(target),
-        _ => Err(EngineError::Usage(format!(
-            "{} is a mount point, which nothing can be renamed to; restore into a new directory below it",
-            target.display()
-        ))),
-    }
 }
 
 /// Before anything is written: a restore that cannot end well must not fill a disk that others write to.

@@ -34,8 +34,8 @@ impl Unchanged {
     }
 }
 
-/// The backup that has most of these sources in the same lineages, of equals the newest: of those that are remembered, or, without
-/// memory, of all.
+/// The backup that has most of these sources in the same lineages, of equals the newest: of those that are remembered, or, where none of
+/// them has all, of all.
 pub(crate) async fn find_base(
     repo: &Repository,
     hints: &BaseHints,
@@ -57,7 +57,7 @@ pub(crate) async fn find_base(
         // One that is gone or damaged is as good as none.
         known.extend(repo.manifest(remembered).await.ok().filter(|backup| rank(backup).0 > 0));
     }
-    if known.is_empty() {
+    if known.iter().all(|backup| rank(backup).0 < lineages.len()) {
         known = repo.backups().await?.readable;
     }
     let best = known.into_iter().max_by_key(rank).filter(|backup| rank(backup).0 > 0);

@@ -324,7 +324,7 @@ pub struct Verify {
     #[arg(long, value_enum)]
     pub level: Option<Level>,
     /// For `hash`: every object of the repository is compared with its own hash, whatever backup it belongs to, and no passphrase is
-    /// needed. What is missing is not noticed
+    /// needed. That no pack is missing it cannot tell
     #[arg(long, conflicts_with_all = ["backup", "name", "tag", "staging"])]
     pub without_key: bool,
     /// For `open`: where to restore to for the check [default: the system's temporary directory]

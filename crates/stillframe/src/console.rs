@@ -81,7 +81,7 @@ impl Console {
             if let (Some(object), Value::Object(fields)) = (object.as_object_mut(), value) {
                 object.extend(fields);
             }
-            self.print(&object.to_string());
+            self.print_raw(&json_line(&object));
         }
     }
 
@@ -116,8 +116,12 @@ impl Console {
     }
 
     fn print(&self, line: &str) {
+        self.print_raw(&printable(line));
+    }
+
+    fn print_raw(&self, line: &str) {
         let mut out = std::io::stdout().lock();
-        self.note_unsaid(writeln!(out, "{}", printable(line)).and_then(|()| out.flush()));
+        self.note_unsaid(writeln!(out, "{line}").and_then(|()| out.flush()));
     }
 
     /// A reader that went away (`| head`) wants no more, and the work itself goes on; what is lost in another way was wanted.
@@ -214,6 +218,13 @@ pub fn say(text: &str) {
     let _ = writeln!(std::io::stderr().lock(), "{}", printable(text));
 }
 
+/// JSON on one line. It may hold the control characters from U+007F on as they are, which a terminal obeys as well.
+fn json_line(object: &Value) -> String {
+    let text = object.to_string();
+    let escaped = |c: char| if c.is_control() { format!("\\u{:04x}", u32::from(c)) } else { c.to_string() };
+    if text.contains(char::is_control) { text.chars().map(escaped).collect() } else { text }
+}
+
 /// One line, whatever a file's name is that stands in it: it could forge another line, or speak to the terminal.
 fn printable(text: &str) -> Cow<'_, str> {
     if !text.contains(char::is_control) {
@@ -273,5 +284,13 @@ mod tests {
             "no\\u{1b}[31mfile\\nstillframe: all is well"
         );
         assert_eq!(printable("grüße\\x0a"), "grüße\\x0a");
+    }
+
+    #[test]
+    fn json_is_plain_text_that_reads_back() {
+        let object = json!({ "message": "a\u{7f}b\u{85}c\u{1b}[31m\nd" });
+        let line = json_line(&object);
+        assert!(!line.contains(char::is_control), "{line:?}");
+        assert_eq!(serde_json::from_str::<Value>(&line).unwrap(), object);
     }
 }

@@ -48,9 +48,17 @@ pub fn start(console: Arc<Console>) {
     });
 }
 
-/// Ends the process, in the same words as a command that was cancelled.
-fn end(console: &Console) -> ! {
-    console.failure(&Failure::new(Kind::Cancelled, "cancelled"));
+/// Ends the process, in the same words as a command that was cancelled, unless nobody takes them: whoever holds standard output may
+/// wait for a reader for ever.
+fn end(console: &Arc<Console>) -> ! {
+    let console = Arc::clone(console);
+    let (said, heard) = std::sync::mpsc::channel();
+    std::thread::spawn(move || {
+        console.failure(&Failure::new(Kind::Cancelled, "cancelled"));
+        // Nobody waits any more when the time is over.
+        let _ = said.send(());
+    });
+    let _ = heard.recv_timeout(SAME_WISH);
     std::process::exit(exit_code(Kind::Cancelled).into())
 }
 

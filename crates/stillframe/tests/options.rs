@@ -225,6 +225,9 @@ fn of_several_backups_the_newest_of_a_name_or_a_tag_can_be_asked_for() {
     let restored = scene.good(&["restore", "latest", "--name", "nightly", "--to", "out"]);
     assert!(restored.contains("files:") && restored.contains("/two (nightly) at "), "{restored}");
     assert_eq!(names(&scene.path("out")), ["b"]);
+    scene.back_up(&["files:one", "files:two", "--name", "both"]);
+    let alone = scene.good(&["restore", "both", "--source", "two", "--to", "alone"]);
+    assert!(alone.contains("/two (both)") && !alone.contains("/one"), "{alone}");
     assert!(scene.good(&["show", "latest", "--tag", "a"]).contains("/one"));
     scene.good(&["verify", "--name", "hand"]);
     assert!(

@@ -54,7 +54,7 @@ impl Capture<'_> {
         let directory = self.directories.logs().name.clone();
         let newest = self.logs.iter().next().map(|(number, _)| number);
         let total: u64 = self.logs.iter().map(|(_, log)| log.noted_end()).sum();
-        let mut done = 0;
+        let (mut done, mut younger_records) = (0, false);
         for (number, log) in self.logs.iter() {
             self.context.check_cancelled()?;
             let path = relative(log.name.as_bytes());
@@ -69,18 +69,16 @@ impl Capture<'_> {
             let end = match bytes {
                 LogBytes::Original { file, end } => {
                     let end = self.late_end(end, file);
-                    let copied = self.builder.copy(&path, file, &log.path, end, &log.meta)?;
-                    // A damaged one is copied as its file is now, which may have been made another log's meanwhile.
-                    if !copied || (broken.is_some() && !log.is_named(dir)?) {
+                    if !self.builder.copy(&path, file, &log.path, end, &log.meta)? {
                         return Ok(false);
                     }
                     end
                 }
                 LogBytes::Copied(copy) => {
                     let place = self.builder.make_place(&path)?;
-                    let file = copy.move_to(&place)?;
+                    let (file, end) = copy.move_to(&place, !younger_records)?;
                     crate::image::set_attributes(file, &place, &log.meta)?;
-                    copy.end()
+                    end
                 }
             };
             failpoint("rocksdb::log copied");
@@ -92,6 +90,11 @@ impl Capture<'_> {
                 made.pointers.push(Pointer { path: path.to_string(), value });
             }
             made.files.push(file(path, Role::Log, &directory, end, &log.meta));
+            younger_records |= end > 0;
+            // A damaged one is copied as its file is now, which may have been made another log's meanwhile.
+            if broken.is_some() && !log.is_named(dir)? {
+                return Ok(false);
+            }
         }
         Ok(true)
     }

@@ -151,6 +151,11 @@ impl LogScan {
         }
     }
 
+    /// Whether what stands where the scan had to stop bears the log's own number: a record that is not whole, or damaged.
+    pub(crate) fn has_begun(&self, bytes: &[u8]) -> bool {
+        !self.is_plain() && bytes.get(HEADER..RECYCLABLE_HEADER) == Some(&self.log_number.to_le_bytes())
+    }
+
     /// Whether a record with data, wherever it stands, was written for this log.
     fn owns(&self, record: &Physical<'_>) -> bool {
         let is_data = !matches!(record.role, Role::Compression | Role::Auxiliary);

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use tokio_util::sync::CancellationToken;
 
 use super::log_end::{Dialect, LogScan, ZeroHeader};
-use super::log_format::BLOCK_LENGTH;
+use super::log_format::{BLOCK, BLOCK_LENGTH};
 use crate::CaptureError;
 use crate::capture::check;
 use crate::image::create_new;
@@ -23,6 +23,9 @@ pub(crate) struct RecycledCopy {
     path: PathBuf,
     file: File,
     scan: LogScan,
+    /// What follows the last record that was copied, up to the end of its block, where that bears the log's own number: a record that is
+    /// being written, or one that is damaged. Empty otherwise: then it is an older log's.
+    begun: Vec<u8>,
     cancel: CancellationToken,
 }
 
@@ -38,12 +41,19 @@ impl RecycledCopy {
         let _ = std::fs::remove_file(&path);
         let file = create_new(&path)?;
         let cancel = staging.cancel.clone();
-        Ok(Self { path, file, scan: LogScan::new(number, zero_header, Dialect::RocksDb), cancel })
+        Ok(Self {
+            path,
+            file,
+            scan: LogScan::new(number, zero_header, Dialect::RocksDb),
+            begun: Vec::new(),
+            cancel,
+        })
     }
 
     /// Copies what was written since.
     pub(crate) fn extend(&mut self, log: &File, log_path: &Path) -> Result<(), CaptureError> {
         self.scan.resume();
+        self.begun.clear();
         let mut buffer = vec![0; CHUNK];
         while !self.scan.is_finished() {
             check(&self.cancel)?;
@@ -54,7 +64,13 @@ impl RecycledCopy {
             let accepted = self.scan.accepted().saturating_sub(from);
             let accepted = usize::try_from(accepted).ok().and_then(|n| bytes.get(..n)).unwrap_or_default();
             self.file.write_all_at(accepted, from).map_err(CaptureError::io("write", &self.path))?;
-            if length < CHUNK || self.scan.offset() == from {
+            if length < CHUNK || self.scan.is_finished() || self.scan.offset() == from {
+                let left = self.scan.offset().saturating_sub(from);
+                let left = usize::try_from(left).ok().and_then(|n| bytes.get(n..)).unwrap_or_default();
+                if self.scan.has_begun(left) {
+                    let block = usize::try_from(left_in_block(self.scan.offset())).unwrap_or(BLOCK_LENGTH);
+                    self.begun.extend_from_slice(left.get(..block).unwrap_or(left));
+                }
                 break;
             }
         }
@@ -77,17 +93,32 @@ impl RecycledCopy {
         self.scan.end()
     }
 
-    /// Cuts the copy at the end of its last whole record and moves it to `place`.
-    pub(crate) fn move_to(&self, place: &Path) -> Result<&File, CaptureError> {
-        self.file.set_len(self.scan.end()).map_err(CaptureError::io("write", &self.path))?;
+    /// Moves the copy to `place`, and returns its length.
+    ///
+    /// Of the newest log it ends with the last whole record: what was begun behind it was not acknowledged. Of an older one, behind which
+    /// younger records were written, what was begun is damaged and stays: an engine that met a clean end there would go on with
+    /// the next log over the gap. Where it meets the damage it goes on only if the numbers of the writes do.
+    pub(crate) fn move_to(&self, place: &Path, is_newest: bool) -> Result<(&File, u64), CaptureError> {
+        let failed = || CaptureError::io("write", &self.path);
+        let end = if is_newest {
+            self.scan.end()
+        } else {
+            self.file.write_all_at(&self.begun, self.scan.accepted()).map_err(failed())?;
+            self.scan.accepted() + self.begun.len() as u64
+        };
+        self.file.set_len(end).map_err(failed())?;
         std::fs::rename(&self.path, place).map_err(CaptureError::io("move to", place))?;
-        Ok(&self.file)
+        Ok((&self.file, end))
     }
 
     pub(crate) fn remove(self) {
         // What stays behind is removed with the staging directory.
         let _ = std::fs::remove_file(self.path);
     }
+}
+
+fn left_in_block(offset: u64) -> u64 {
+    BLOCK - offset % BLOCK
 }
 
 fn read_up_to(file: &File, buffer: &mut [u8], offset: u64) -> std::io::Result<usize> {

@@ -198,7 +198,11 @@ impl Checked<'_> {
 
     fn logs(&mut self, fold: &VersionFold) -> Result<(), CaptureError> {
         let mut logs: Vec<(u64, PathBuf, FileMeta)> = Vec::new();
-        for place in &self.places {
+        let holds_tables = |place: &SourceDir| {
+            let name = place.path().file_name().unwrap_or_default().as_bytes();
+            [&b"db_path-"[..], b"cf_path-"].iter().any(|prefix| name.starts_with(prefix))
+        };
+        for place in self.places.iter().filter(|place| !holds_tables(place)) {
             for name in place.list()? {
                 let Some(FileName::Log(number)) = FileName::parse(name.as_bytes()) else { continue };
                 let Some(meta) = place.stat(&name)?.filter(|_| fold.needs_log(number)) else { continue };

@@ -135,8 +135,9 @@ fn what_an_engine_could_not_open_does_not_pass_for_sound() {
 #[test]
 fn logs_that_somebody_laid_aside_are_no_logs_of_the_database() {
     let database = TestDatabase::new();
-    let aside = database.dir().join("wal_dir-old");
-    std::fs::create_dir(&aside).unwrap();
-    std::fs::write(aside.join("000020.log"), database.read("000020.log")).unwrap();
+    for aside in ["wal_dir-old", "db_path-1-old"].map(|name| database.dir().join(name)) {
+        std::fs::create_dir(&aside).unwrap();
+        std::fs::write(aside.join("000020.log"), database.read("000020.log")).unwrap();
+    }
     assert_eq!(validate(&database.dir(), &CancellationToken::new()).unwrap().remarks, [""; 0]);
 }

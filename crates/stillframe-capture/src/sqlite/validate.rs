@@ -91,7 +91,7 @@ fn check_file(
     let mut findings = Vec::new();
     for row in rows {
         let interrupted = |error| check(cancel).err().unwrap_or_else(|| failed(path)(error));
-        findings.push(row.map_err(interrupted)?);
+        findings.push(row.map_err(interrupted)?.replace('\n', "; "));
     }
     if findings == ["ok"] {
         return Ok(());

@@ -25,6 +25,10 @@ pub async fn run(session: &Session, args: &Restore) -> Result<(), Failure> {
     refuse_in_repository("--to", &args.to)?;
     let repo = open_repository(&args.repo).await?;
     let backup = pick(session, &repo, &args.backup, &args.labels).await?;
+    let what = repo.manifest(backup).await?;
+    let wanted = what.draft.sources.iter();
+    let wanted = wanted.filter(|source| args.source.as_ref().is_none_or(|name| *name == source.name));
+    let of: Vec<&str> = wanted.map(|source| source.url.as_str()).collect();
     let options = RestoreOptions { target: args.to.clone(), source: args.source.clone(), map };
     let began = session.clock.monotonic();
     let to = from_here(&args.to);
@@ -37,8 +41,6 @@ pub async fn run(session: &Session, args: &Restore) -> Result<(), Failure> {
             Ok((outcome, object))
         })
         .await?;
-    let what = repo.manifest(backup).await?;
-    let of: Vec<&str> = what.draft.sources.iter().map(|source| source.url.as_str()).collect();
     session.console.line(format!(
         "backup {backup} of {}{} at {} is in {}: {}, {} in {}",
         of.join(" "),

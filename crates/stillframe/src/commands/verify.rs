@@ -113,7 +113,7 @@ async fn run_without_key(session: &Session, args: &Verify) -> Result<(), Failure
                 report.findings.iter().map(|finding| format!("{}: {}", finding.object, finding.why)).collect();
             if let Some(first) = tell_damage(session, None, "hash", &found) {
                 let message = format!(
-                    "the repository is damaged: {first}; `stillframe verify BACKUP` tells whether a backup needs it"
+                    "the repository is damaged: {first}; with the passphrase `stillframe verify BACKUP` tells which backups are whole"
                 );
                 return Err(Failure::new(Kind::Damaged, message));
             }
