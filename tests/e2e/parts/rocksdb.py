@@ -1,8 +1,11 @@
 """Captures of RocksDB databases that rocksdbjni writes to at full speed, opened by the release that wrote them."""
 
+import shutil
+import struct
+
 from capturing import demand_inside, demand_weakening, kept_image, through_repository
 from report import Failed
-from rocks import ALL_RELEASES, NEWEST, RELEASES, Release, RocksChecker, RocksWriter, settings_for
+from rocks import ALL_RELEASES, NEWEST, RELEASES, Release, RocksChecker, RocksWriter, Setting, settings_for
 
 
 def run(trial):
@@ -17,6 +20,8 @@ def run(trial):
             checker.close()
     if not trial.only or trial.wants("restarts"):
         restarts(trial)
+    if not trial.only or trial.wants("damaged-logs"):
+        damaged_logs(trial)
 
 
 def captures(trial, release, checker, setting):
@@ -97,3 +102,72 @@ def restarts(trial):
             writer.close()
             trial.workplace.remove(root)
     checker.close()
+
+
+def damaged_logs(trial):
+    """One bit is another in a recycled log: whatever is captured of it, an engine must not go on over the gap."""
+    release = Release(NEWEST, trial.workplace)
+    checker, program, root = RocksChecker(release), trial.program(), trial.workplace.dir("damaged-logs")
+    # Memtables wait for each other, so that several logs are needed.
+    setting = Setting("recycled", {"recycle": 4, "merge": 6, "families": 1, "memtable": 400_000}, {"pace": 2000})
+    writer = RocksWriter(release, setting, root)
+    logs, image = [], root / "whole"
+    try:
+        with trial.report.check("several recycled logs are needed") as line:
+            for turn in range(30):
+                writer.start().wait(2000 + 300 * turn)
+                writer.kill()
+                trial.workplace.remove(image)
+                snapshot = kept_image(program, writer.source, image)
+                logs = sorted(file["path"] for file in snapshot["files"] if file["role"] == "log" and file["size"] > 50_000)
+                if len(logs) >= 3:
+                    break
+            else:
+                raise Failed("never so many that one could be damaged")
+            acked, begun = writer.acked(), writer.begun()
+            line.say(logs=len(logs), turns=turn + 1, **checker.demand(image, setting, acked, begun))
+        for name in logs[:3]:
+            records = records_of(writer.dir / name)
+            for where, at in (("its first record", 20), ("a record in its middle", records[len(records) // 2] + 30), ("its last record", records[-1] + 30), ("the checksum of its last record", records[-1])):
+                with trial.report.check(f"a bit of {where} in {name}: no hole") as line:
+                    database, image = root / "damaged", root / "image"
+                    shutil.copytree(writer.dir, database)
+                    with open(database / name, "r+b") as file:
+                        file.seek(at)
+                        byte = file.read(1)[0]
+                        file.seek(at)
+                        file.write(bytes([byte ^ 4]))
+                    program.run("image", "create", f"rocksdb:{database}", "--to", image, "--copy")
+                    # Fewer than were acknowledged there must be, and any exact prefix will do; or the engine refuses.
+                    answer = checker.verdict(image, setting, [-1], begun)
+                    if answer.startswith("ok ") and checker.verdict(image, setting, acked, begun).startswith("ok "):
+                        raise Failed(f"nothing was damaged: {answer}")
+                    if not answer.startswith("ok ") and "row" in answer:
+                        raise Failed(f"a hole: {answer}")
+                    line.say(engine=answer[:80].replace(" ", "_"))
+                    trial.workplace.remove(database)
+                    trial.workplace.remove(image)
+    finally:
+        writer.close()
+        checker.close()
+        trial.workplace.remove(root)
+
+
+def records_of(log):
+    """Where the physical records of a recycled log begin, by its own number."""
+    data, number, at, found = log.read_bytes(), int(log.stem), 0, []
+    while at + 11 <= len(data):
+        if 32_768 - at % 32_768 < 11:
+            at += 32_768 - at % 32_768
+            continue
+        length, kind, own = struct.unpack_from("<HBI", data, at + 4)
+        if kind == 0 and length == 0:
+            at += 32_768 - at % 32_768
+        elif kind in (5, 6, 7, 8) and own == number:
+            found.append(at)
+            at += 11 + length
+        elif kind == 9:
+            at += 7 + length
+        else:
+            break
+    return found
