@@ -78,3 +78,35 @@ impl From<stillframe_storage::LocationError> for Failure {
         Self::new(kind, error.to_string())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+    use crate::cli::Cli;
+
+    #[test]
+    fn help_and_the_page_for_machines_list_the_codes_that_are_used() {
+        let help = Cli::command().render_long_help().to_string();
+        let page = include_str!("../../../docs/json.md");
+        let kinds = [
+            Kind::Failed,
+            Kind::Usage,
+            Kind::NoRepository,
+            Kind::Passphrase,
+            Kind::Source,
+            Kind::Busy,
+            Kind::NoSpace,
+            Kind::Permission,
+            Kind::NoBackup,
+            Kind::Damaged,
+            Kind::Cancelled,
+        ];
+        for kind in kinds {
+            let (code, word) = (exit_code(kind), kind.word());
+            assert!(page.contains(&format!("| {code} | `{word}` |")), "{code} {word} is not in docs/json.md");
+            assert!(help.contains(&format!("  {code} ")), "{code} is not in the help");
+        }
+    }
+}
