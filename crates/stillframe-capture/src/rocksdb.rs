@@ -8,6 +8,8 @@ mod assemble;
 mod attempt;
 #[cfg(test)]
 mod busy_tests;
+#[cfg(test)]
+mod damaged_log_tests;
 mod decoder;
 mod directories;
 mod file_name;

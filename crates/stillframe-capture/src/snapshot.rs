@@ -89,9 +89,9 @@ impl Snapshot {
             what: format!("it does not describe an image: {error}"),
         };
         let Head { version } = serde_json::from_slice(json).map_err(malformed)?;
-        if version > SNAPSHOT_VERSION {
+        if !(1..=SNAPSHOT_VERSION).contains(&version) {
             let what = format!(
-                "it is of version {version}, and this program reads up to {SNAPSHOT_VERSION}; use a newer one"
+                "it is of version {version}, and this program reads 1 to {SNAPSHOT_VERSION}; use the one that wrote it"
             );
             return Err(CaptureError::UnknownFormat { path: path.to_owned(), what });
         }

@@ -1,6 +1,5 @@
 //! Capture as a part of a verb: on a thread that may block, with its events turned into ours.
 
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -70,7 +69,7 @@ fn watch_pins(watch: &ReserveWatch, snapshot: &Snapshot) {
     }
 }
 
-/// The watch over the disks of these sources, with those of tables that the options name.
+/// The watch over the disks of these sources.
 pub(crate) fn watch_over<'a>(
     sources: impl Iterator<Item = &'a Source>,
     options: &'a CaptureOptions,
@@ -78,8 +77,6 @@ pub(crate) fn watch_over<'a>(
     job: &Job,
 ) -> Arc<ReserveWatch> {
     let sources = sources.map(|source| source.path.as_path());
-    let named = options.db_paths.iter().chain(options.cf_paths.values().flatten());
-    let sources = sources.chain(named.map(PathBuf::as_path));
     ReserveWatch::new(sources, options.staging.as_deref(), reserve, job.token())
 }
 

@@ -33,7 +33,8 @@ pub fn start(console: Arc<Console>) {
             match turn_to(Doing::Other) {
                 Doing::Job(job) => {
                     job.cancel();
-                    say("stillframe: cancelling; once more to stop at once");
+                    // A full standard error must not keep the next wish from being heard.
+                    std::thread::spawn(|| say("stillframe: cancelling; once more to stop at once"));
                     // timeout(1) and some shells signal both the process and its group: that is one wish.
                     tokio::time::sleep(SAME_WISH).await;
                 }

@@ -126,31 +126,47 @@ def damaged_logs(trial):
                 raise Failed("never so many that one could be damaged")
             acked, begun = writer.acked(), writer.begun()
             line.say(logs=len(logs), turns=turn + 1, **checker.demand(image, setting, acked, begun))
+        draw = trial.random("damaged logs")
         for name in logs[:3]:
             records = records_of(writer.dir / name)
-            for where, at in (("its first record", 20), ("a record in its middle", records[len(records) // 2] + 30), ("its last record", records[-1] + 30), ("the checksum of its last record", records[-1])):
-                with trial.report.check(f"a bit of {where} in {name}: no hole") as line:
-                    database, image = root / "damaged", root / "image"
-                    shutil.copytree(writer.dir, database)
-                    with open(database / name, "r+b") as file:
-                        file.seek(at)
-                        byte = file.read(1)[0]
-                        file.seek(at)
-                        file.write(bytes([byte ^ 4]))
-                    program.run("image", "create", f"rocksdb:{database}", "--to", image, "--copy")
-                    # Fewer than were acknowledged there must be, and any exact prefix will do; or the engine refuses.
-                    answer = checker.verdict(image, setting, [-1], begun)
-                    if answer.startswith("ok ") and checker.verdict(image, setting, acked, begun).startswith("ok "):
-                        raise Failed(f"nothing was damaged: {answer}")
-                    if not answer.startswith("ok ") and "row" in answer:
-                        raise Failed(f"a hole: {answer}")
-                    line.say(engine=answer[:80].replace(" ", "_"))
-                    trial.workplace.remove(database)
-                    trial.workplace.remove(image)
+            last, middle = records[-1], records[len(records) // 2]
+            behind_padding = [at for at in records if at > 0 and at % 32_768 == 0][-1:]
+            places = [(f"byte {byte} of the last record", last + byte) for byte in range(11)]
+            places += [(f"a byte of {what}", at + draw.randrange(11, 40)) for what, at in (("the first record", 0), ("a record in the middle", middle), ("the last record", last))]
+            places += [(f"byte {byte} of a block's first record", at + byte) for at in behind_padding for byte in (0, 4, 6, 20)]
+            for what, at in places:
+                damaged(trial, f"{what} in {name}", name, at, draw.randrange(8), writer, checker, setting, begun)
+            damaged(trial, f"cut in the last record of {name}", name, last + draw.randrange(1, 11), None, writer, checker, setting, begun)
     finally:
         writer.close()
         checker.close()
         trial.workplace.remove(root)
+
+
+def damaged(trial, what, name, at, bit, writer, checker, setting, begun):
+    """The engine makes the same of the image as of the source: an exact prefix, a refusal, or a gap that it does not see itself."""
+    with trial.report.check(f"damaged log: {what}") as line:
+        database, image = writer.root / "damaged", writer.root / "image"
+        try:
+            shutil.copytree(writer.dir, database)
+            with open(database / name, "r+b") as file:
+                if bit is None:
+                    file.truncate(at)
+                else:
+                    file.seek(at)
+                    byte = file.read(1)[0]
+                    file.seek(at)
+                    file.write(bytes([byte ^ 1 << bit]))
+            trial.program().run("image", "create", f"rocksdb:{database}", "--to", image, "--copy")
+            of_source, of_image = (checker.verdict(place, setting, [-1], begun).replace(str(place), "") for place in (database, image))
+            if not of_source.startswith(("ok ", "wrong ")):
+                raise Failed(of_source)
+            if of_source != of_image and not (of_source.startswith("wrong ") and of_image.startswith("ok ")):
+                raise Failed(f"source: {of_source}; image: {of_image}")
+            line.say(engine=of_image[:80].replace(" ", "_"), source=of_source[:60].replace(" ", "_"))
+        finally:
+            trial.workplace.remove(database)
+            trial.workplace.remove(image)
 
 
 def records_of(log):

@@ -6,7 +6,7 @@ use std::os::unix::fs::MetadataExt;
 use stillframe_storage::{RelativePath, failpoint};
 
 use super::attempt::{Accepted, Capture, PinnedFile, SmallFile};
-use super::logs::{LINKS, LogBytes, LogPart};
+use super::logs::{Age, LINKS, LogBytes, LogPart};
 use super::options_file::with_wal_dir;
 use super::sabotage::Sabotage;
 use super::table_identity::TableIdentity;
@@ -60,11 +60,12 @@ impl Capture<'_> {
             let path = relative(log.name.as_bytes());
             let is_newest = Some(number) == newest && self.sabotage != Sabotage::RecycledLogsLate;
             let dir = &self.directories.logs().dir;
-            let LogPart { bytes, broken } =
-                log.part(number, is_newest, dir, self.dialect(), self.context.cancel)?;
-            if let Some(broken) = &broken {
+            let age = Age { is_newest, has_younger_records: younger_records };
+            let LogPart { bytes, damage } =
+                log.part(number, age, dir, self.dialect(), self.context.cancel)?;
+            if let Some(effect) = &damage {
                 let setting = format!("damaged log {}", log.path.display());
-                made.weakening.push(Weakening { setting, effect: broken.to_string() });
+                made.weakening.push(Weakening { setting, effect: effect.clone() });
             }
             let end = match bytes {
                 LogBytes::Original { file, end } => {
@@ -74,9 +75,9 @@ impl Capture<'_> {
                     }
                     end
                 }
-                LogBytes::Copied(copy) => {
+                LogBytes::Copied { copy, with_left } => {
                     let place = self.builder.make_place(&path)?;
-                    let (file, end) = copy.move_to(&place, !younger_records)?;
+                    let (file, end) = copy.move_to(&place, with_left)?;
                     crate::image::set_attributes(file, &place, &log.meta)?;
                     end
                 }
@@ -92,7 +93,7 @@ impl Capture<'_> {
             made.files.push(file(path, Role::Log, &directory, end, &log.meta));
             younger_records |= end > 0;
             // A damaged one is copied as its file is now, which may have been made another log's meanwhile.
-            if broken.is_some() && !log.is_named(dir)? {
+            if damage.is_some() && !log.is_named(dir)? {
                 return Ok(false);
             }
         }

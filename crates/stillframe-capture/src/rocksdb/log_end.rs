@@ -151,9 +151,32 @@ impl LogScan {
         }
     }
 
-    /// Whether what stands where the scan had to stop bears the log's own number: a record that is not whole, or damaged.
+    /// Whether no record with data was read: nobody knows yet what the log's headers look like.
+    pub(crate) fn is_formless(&self) -> bool {
+        self.form.is_none()
+    }
+
+    /// Whether what stands where the scan had to stop is this log's: a record that is not whole, or damaged. Otherwise it is the tail of
+    /// the older log in whose file this one was written.
     pub(crate) fn has_begun(&self, bytes: &[u8]) -> bool {
-        !self.is_plain() && bytes.get(HEADER..RECYCLABLE_HEADER) == Some(&self.log_number.to_le_bytes())
+        if bytes.len() < RECYCLABLE_HEADER {
+            return bytes.iter().any(|&byte| byte != 0);
+        }
+        let own = self.log_number.to_le_bytes();
+        let mut record = bytes.to_vec();
+        let number = record.get_mut(HEADER..RECYCLABLE_HEADER).expect("there are so many bytes");
+        if number == own {
+            return true;
+        }
+        // The number itself may be what is damaged: the checksum covers it.
+        number.copy_from_slice(&own);
+        matches!(look(&record, self.offset, RECYCLABLE_HEADER), Place::Record(record) if record.log_number == Some(self.log_number))
+    }
+
+    /// Whether what stands where the scan had to stop is a whole record of another log.
+    pub(crate) fn is_of_another(&self, bytes: &[u8]) -> bool {
+        let Place::Record(record) = look(bytes, self.offset, RECYCLABLE_HEADER) else { return false };
+        record.log_number.is_some_and(|number| number != self.log_number) && !self.has_begun(bytes)
     }
 
     /// Whether a record with data, wherever it stands, was written for this log.

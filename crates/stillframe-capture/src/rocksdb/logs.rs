@@ -123,19 +123,28 @@ impl Logs {
     }
 }
 
+/// Where a log stands among those of the image.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Age {
+    /// No younger one is there.
+    pub(crate) is_newest: bool,
+    /// A younger one holds something.
+    pub(crate) has_younger_records: bool,
+}
+
 /// What of a log makes it into the image.
 pub(crate) struct LogPart<'a> {
     pub(crate) bytes: LogBytes<'a>,
-    /// See [`BrokenLog`].
-    pub(crate) broken: Option<BrokenLog>,
+    /// What is damaged or may be, for people.
+    pub(crate) damage: Option<String>,
 }
 
 /// Where the bytes are.
 pub(crate) enum LogBytes<'a> {
     /// The first `end` bytes of this file.
     Original { file: &'a File, end: u64 },
-    /// A copy that was made in the window.
-    Copied(&'a RecycledCopy),
+    /// A copy that was made in the window, and whether what could not be read belongs to it.
+    Copied { copy: &'a RecycledCopy, with_left: bool },
 }
 
 /// A log that is damaged before its end.
@@ -164,6 +173,13 @@ impl std::fmt::Display for BrokenLog {
              refuse to open"
         )
     }
+}
+
+fn not_whole(end: u64) -> String {
+    format!(
+        "its whole records end at byte {end}, and younger logs go on: if no crash left it so, it is damaged, and engines drop what \
+         follows"
+    )
 }
 
 impl NotedLog {
@@ -227,38 +243,47 @@ impl NotedLog {
         Ok(is_recyclable(kind(0)) || (kind(0) == Some(9) && is_recyclable(kind(HEADER + 4))))
     }
 
-    /// What of this log belongs into the image. `is_newest`: no younger log is in the image; half a record at its end was not
-    /// acknowledged and is left out, so that every recovery mode opens the copy. Where something that is no record stands
-    /// before the noted end, all is kept: to judge it is the engine's business.
+    /// What of this log belongs into the image.
+    ///
+    /// Of the newest, behind which no younger log is in the image, half a record at the end was not acknowledged and is left out, so that
+    /// every recovery mode opens the copy. Where something that is no record stands before the noted end, all is kept: to judge it
+    /// is the engine's business. Of a log with `younger_records` behind it whatever is not whole is kept as well: an engine
+    /// that met a clean end there would go on with the next log over a gap; where it meets the damage, it goes on only if the numbers of
+    /// the writes do.
     pub(crate) fn part(
         &self,
         number: u64,
-        is_newest: bool,
+        age: Age,
         dir: &SourceDir,
         dialect: Dialect,
         cancel: &CancellationToken,
     ) -> Result<LogPart<'_>, CaptureError> {
         let log = LogFile { file: &self.file, cancel, dialect };
+        let original = |end| LogBytes::Original { file: &self.file, end };
+        let told = |broken: BrokenLog| broken.to_string();
         if let Some(copy) = self.copy.as_ref().filter(|copy| copy.holds_the_log()) {
             let length = self.file.metadata().map_err(CaptureError::io("read", &self.path))?.len();
             let broken = self.broken(BrokenLog::find(log, copy.scan(), length), dir)?;
-            // The copy ends before the damage and would pass for sound: an engine would go on with the next log over the gap.
-            let bytes = match broken {
-                Some(_) => LogBytes::Original { file: &self.file, end: length },
-                None => LogBytes::Copied(copy),
-            };
-            return Ok(LogPart { bytes, broken });
+            let is_unreadable = age.has_younger_records && copy.is_unreadable();
+            if broken.is_some() || is_unreadable {
+                let damage = broken.map_or_else(|| not_whole(0), told);
+                return Ok(LogPart { bytes: original(length), damage: Some(damage) });
+            }
+            let with_left = age.has_younger_records && copy.is_cut_short();
+            let damage = with_left.then(|| not_whole(copy.end()));
+            return Ok(LogPart { bytes: LogBytes::Copied { copy, with_left }, damage });
         }
         let noted = self.meta.size;
-        let original = |end| LogBytes::Original { file: &self.file, end };
         match log.scan(number, noted, ZeroHeader::Skips) {
             Ok(scan) => {
                 let broken = self.broken(BrokenLog::find(log, &scan, noted), dir)?;
-                let torn = is_newest && !scan.is_finished() && broken.is_none();
-                Ok(LogPart { bytes: original(if torn { scan.end() } else { noted }), broken })
+                let torn = age.is_newest && !scan.is_finished() && broken.is_none();
+                let cut_short = age.has_younger_records && scan.end() < noted;
+                let damage = broken.map(told).or_else(|| cut_short.then(|| not_whole(scan.end())));
+                Ok(LogPart { bytes: original(if torn { scan.end() } else { noted }), damage })
             }
             // Copying will find it short as well.
-            Err(error) if error.is_short() => Ok(LogPart { bytes: original(noted), broken: None }),
+            Err(error) if error.is_short() => Ok(LogPart { bytes: original(noted), damage: None }),
             Err(error) => Err(error.of(&self.path)),
         }
     }

@@ -23,9 +23,8 @@ pub(crate) struct RecycledCopy {
     path: PathBuf,
     file: File,
     scan: LogScan,
-    /// What follows the last record that was copied, up to the end of its block, where that bears the log's own number: a record that is
-    /// being written, or one that is damaged. Empty otherwise: then it is an older log's.
-    begun: Vec<u8>,
+    /// The bytes where the scan had to stop, up to the end of that block or of the file.
+    left: Vec<u8>,
     cancel: CancellationToken,
 }
 
@@ -45,7 +44,7 @@ impl RecycledCopy {
             path,
             file,
             scan: LogScan::new(number, zero_header, Dialect::RocksDb),
-            begun: Vec::new(),
+            left: Vec::new(),
             cancel,
         })
     }
@@ -53,7 +52,7 @@ impl RecycledCopy {
     /// Copies what was written since.
     pub(crate) fn extend(&mut self, log: &File, log_path: &Path) -> Result<(), CaptureError> {
         self.scan.resume();
-        self.begun.clear();
+        self.left.clear();
         let mut buffer = vec![0; CHUNK];
         while !self.scan.is_finished() {
             check(&self.cancel)?;
@@ -67,10 +66,8 @@ impl RecycledCopy {
             if length < CHUNK || self.scan.is_finished() || self.scan.offset() == from {
                 let left = self.scan.offset().saturating_sub(from);
                 let left = usize::try_from(left).ok().and_then(|n| bytes.get(n..)).unwrap_or_default();
-                if self.scan.has_begun(left) {
-                    let block = usize::try_from(left_in_block(self.scan.offset())).unwrap_or(BLOCK_LENGTH);
-                    self.begun.extend_from_slice(left.get(..block).unwrap_or(left));
-                }
+                let block = usize::try_from(left_in_block(self.scan.offset())).unwrap_or(BLOCK_LENGTH);
+                self.left.extend_from_slice(left.get(..block).unwrap_or(left));
                 break;
             }
         }
@@ -93,18 +90,25 @@ impl RecycledCopy {
         self.scan.end()
     }
 
-    /// Moves the copy to `place`, and returns its length.
-    ///
-    /// Of the newest log it ends with the last whole record: what was begun behind it was not acknowledged. Of an older one, behind which
-    /// younger records were written, what was begun is damaged and stays: an engine that met a clean end there would go on with
-    /// the next log over the gap. Where it meets the damage it goes on only if the numbers of the writes do.
-    pub(crate) fn move_to(&self, place: &Path, is_newest: bool) -> Result<(&File, u64), CaptureError> {
+    /// Whether there is something of this log behind what was copied: a record that is not whole, or damaged.
+    pub(crate) fn is_cut_short(&self) -> bool {
+        self.scan.has_begun(&self.left)
+    }
+
+    /// Whether not one record could be read, and it is not because the file still holds an older log from its beginning.
+    pub(crate) fn is_unreadable(&self) -> bool {
+        !self.left.is_empty() && self.scan.is_formless() && !self.scan.is_of_another(&self.left)
+    }
+
+    /// Moves the copy to `place`, and returns its length: that of the last whole record, or with what follows of its block.
+    pub(crate) fn move_to(&self, place: &Path, with_left: bool) -> Result<(&File, u64), CaptureError> {
         let failed = || CaptureError::io("write", &self.path);
-        let end = if is_newest {
-            self.scan.end()
+        let end = if with_left {
+            // Behind padding, which is zeros in the copy as it was in the log.
+            self.file.write_all_at(&self.left, self.scan.offset()).map_err(failed())?;
+            self.scan.offset() + self.left.len() as u64
         } else {
-            self.file.write_all_at(&self.begun, self.scan.accepted()).map_err(failed())?;
-            self.scan.accepted() + self.begun.len() as u64
+            self.scan.end()
         };
         self.file.set_len(end).map_err(failed())?;
         std::fs::rename(&self.path, place).map_err(CaptureError::io("move to", place))?;

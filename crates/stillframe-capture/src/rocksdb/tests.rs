@@ -457,29 +457,6 @@ fn with_recycled_logs(database: &TestDatabase) -> Vec<u64> {
     ends
 }
 
-/// An engine that found the older log to end there would replay the next one over the gap. Here it meets what it would have met in the
-/// source, and looks whether the next log goes on where this one ends.
-#[test]
-fn a_damaged_last_record_of_an_older_recycled_log_stays_and_that_of_the_newest_goes() {
-    for (name, index, stays) in [("000020.log", 0, true), ("000021.log", 1, false)] {
-        let database = TestDatabase::new();
-        database.write("OPTIONS-000009", b"[DBOptions]\n  recycle_log_file_num=4\n");
-        let end = usize::try_from(with_recycled_logs(&database)[index]).unwrap();
-        let mut log = database.read(name);
-        log[end - 3] ^= 1;
-        database.write(name, &log);
-        let (target, _, report) = database.keep(database.capture().unwrap(), "image");
-        let copy = std::fs::read(target.join(name)).unwrap();
-        assert!(log.starts_with(&copy));
-        assert_eq!(
-            (copy.len() >= end, report.remarks.len()),
-            (stays, usize::from(stays)),
-            "{:?}",
-            report.remarks
-        );
-    }
-}
-
 #[test]
 fn recycled_logs_end_at_their_last_own_record() {
     for options in [Some("[DBOptions]\n  recycle_log_file_num=4\n"), None] {

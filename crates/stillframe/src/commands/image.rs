@@ -92,6 +92,7 @@ fn check(session: &Session, dir: &Path, engine: Option<&str>) -> Result<(), Fail
         (Ok(snapshot), None) => snapshot,
         // Whoever says what it is means the database as it is now, which need not be the image that was taken.
         (_, Some(_)) => None,
+        (Err(error @ CaptureError::UnknownFormat { .. }), None) => return Err(error.into()),
         (Err(error), None) => {
             let failure = damage(error);
             let message = format!("{}; if it is something else, say what with --engine", failure.message);
