@@ -87,7 +87,7 @@ pub use key_object::{Passphrase, PassphraseCost};
 pub use local_dirs::LocalDirs;
 pub use manifest::{MANIFEST_FORMAT, Manifest, ManifestDraft, SourceForm, SourceManifest, Statistics};
 pub use object_check::{ObjectFinding, ObjectReport, check_objects};
-pub use repository::{Backups, Encryption, InitOptions, KeyInfo, Repository, RepositoryInfo, Unlock};
+pub use repository::{Backups, Encryption, InitOptions, KeyInfo, Latest, Repository, RepositoryInfo, Unlock};
 pub use session::WriteSession;
 pub use verify::{Finding, VerifyLevel, VerifyOptions, VerifyProgress, VerifyReport};
 pub use write::{WriteEvent, WriteOptions, Written, check_labels};

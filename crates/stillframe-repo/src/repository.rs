@@ -438,7 +438,7 @@ impl Repository {
     /// begins is ambiguous.
     pub async fn resolve(&self, text: &str) -> Result<BackupId> {
         if text == LATEST {
-            return Ok(self.latest(|_| true).await?.id);
+            return Ok(self.latest(|_| true).await?.backup.id);
         }
         let BackupIds { existing, lost, .. } = self.list_backups().await?;
         if let Ok(id) = text.parse::<BackupId>()
@@ -473,12 +473,22 @@ impl Repository {
     }
 
     /// The newest backup of those that are wanted. An error while any cannot be read, since that may be it.
-    pub async fn latest(&self, wanted: impl Fn(&Manifest) -> bool) -> Result<Manifest> {
+    pub async fn latest(&self, wanted: impl Fn(&Manifest) -> bool) -> Result<Latest> {
         let backups = self.backups().await?;
         refuse_unreadable(backups.unreadable, "the latest backup")?;
         let latest = backups.readable.into_iter().rev().find(wanted);
-        latest.ok_or_else(|| Error::NotFound { name: LATEST.to_owned() })
+        let backup = latest.ok_or_else(|| Error::NotFound { name: LATEST.to_owned() })?;
+        Ok(Latest { backup, unfinished: backups.unfinished.len() as u64 })
     }
+}
+
+/// The newest backup, as far as the repository shows.
+#[derive(Debug, Clone)]
+pub struct Latest {
+    /// Its manifest.
+    pub backup: Manifest,
+    /// Manifests without a seal, of writes that run or were killed, or of backups whose seals were lost: one of those may be newer.
+    pub unfinished: u64,
 }
 
 /// The text that means the newest backup.

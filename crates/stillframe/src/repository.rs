@@ -118,7 +118,10 @@ pub async fn pick(
         }
         (latest, _) => latest?,
     };
-    let (id, created) = (latest.id, latest.created);
+    let (id, created) = (latest.backup.id, latest.backup.created);
+    if latest.unfinished > 0 {
+        session.console.warn(unfinished_words(latest.unfinished));
+    }
     if created.duration_since(session.clock.now()) > CLOCKS_DIFFER {
         session.console.warn(format!(
                 "the latest backup, {id}, is dated {created}, which is still to come: a clock is or was wrong, and a backup that is \
@@ -126,6 +129,16 @@ pub async fn pick(
             ));
     }
     Ok(id)
+}
+
+/// What a manifest without a seal is: of a write that runs or was killed, or one whose seal somebody removed.
+pub const UNFINISHED: &str = "unfinished (written, not sealed)";
+
+/// Who looks for the newest backup must be able to tell that a newer one may have lost its seal.
+pub fn unfinished_words(unfinished: u64) -> String {
+    format!(
+        "{unfinished} {UNFINISHED}: a backup that runs or was killed, or one whose seal was lost, which may be newer"
+    )
 }
 
 /// Refuses a place in any repository, not only in the one that is asked for something: whatever else stands there is in the way of its

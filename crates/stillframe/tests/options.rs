@@ -75,8 +75,20 @@ fn nothing_written_and_nothing_sealed_are_told_apart() {
     assert_eq!(scene.good(&["snapshots"]), "no backups\n");
     assert!(scene.bad(&["restore", "latest", "--to", "back"], 24).contains("the repository has no backups"));
     scene.back_up(&["files:one"]);
-    scene.back_up(&["files:two"]);
+    let second = scene.back_up(&["files:two"]);
     assert!(!scene.good(&["repo", "info"]).contains("unfinished"));
+    // Whoever asks for the newest one is told that there may be a newer.
+    let looks: [&[&str]; 3] = [&["snapshots"], &["show", "latest"], &["verify"]];
+    let warned = |words: &[&str]| {
+        let output = scene.run(words);
+        assert!(output.status.success());
+        String::from_utf8(output.stderr).unwrap().contains("1 unfinished (written, not sealed)")
+    };
+    assert!(!looks.iter().any(|words| warned(words)));
+    let sealed = scene.path("repo/sealed");
+    std::fs::rename(sealed.join(second["id"].as_str().unwrap()), scene.path("seal")).unwrap();
+    assert!(looks.iter().all(|words| warned(words)));
+    std::fs::rename(scene.path("seal"), sealed.join(second["id"].as_str().unwrap())).unwrap();
     std::fs::remove_dir_all(scene.path("repo/sealed")).unwrap();
     let said = "2 unfinished (written, not sealed)";
     assert_eq!(scene.good(&["snapshots"]), format!("no backups; {said}\n"));

@@ -5,10 +5,9 @@ use std::sync::Arc;
 use serde_json::json;
 
 use crate::cli::RepoCommand;
-use crate::commands::snapshots::UNFINISHED;
 use crate::failure::{Failure, Kind};
 use crate::passphrase::is_given;
-use crate::repository::{PASSPHRASE, init_repository, open_repository};
+use crate::repository::{PASSPHRASE, UNFINISHED, init_repository, open_repository};
 use crate::session::Session;
 use crate::sizes::{bytes, count};
 

@@ -5,12 +5,9 @@ use stillframe_repo::Manifest;
 
 use crate::cli::Snapshots;
 use crate::failure::{Failure, Kind};
-use crate::repository::open_repository;
+use crate::repository::{UNFINISHED, open_repository, unfinished_words};
 use crate::session::Session;
 use crate::sizes::bytes;
-
-/// What a manifest without a seal is: of a write that runs or was killed, or one whose seal somebody removed.
-pub const UNFINISHED: &str = "unfinished (written, not sealed)";
 
 /// Lists the backups, oldest first.
 pub async fn run(session: &Session, args: &Snapshots) -> Result<(), Failure> {
@@ -33,6 +30,9 @@ pub async fn run(session: &Session, args: &Snapshots) -> Result<(), Failure> {
             session.console.line(format!("no backups; {unfinished} {UNFINISHED}"));
             session.console.object("unfinished", json!({ "manifests": unfinished }));
         }
+    }
+    if count > 0 && !list.unfinished.is_empty() {
+        session.console.warn(unfinished_words(list.unfinished.len() as u64));
     }
     let damaged = list.unreadable.len();
     for (id, error) in &list.unreadable {
