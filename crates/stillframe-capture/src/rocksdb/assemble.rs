@@ -91,7 +91,7 @@ impl Capture<'_> {
                 made.pointers.push(Pointer { path: path.to_string(), value });
             }
             made.files.push(file(path, Role::Log, &directory, end, &log.meta));
-            younger_records |= end > 0;
+            younger_records |= end > 0 && self.sabotage != Sabotage::RecycledLogsLate;
             // A damaged one is copied as its file is now, which may have been made another log's meanwhile.
             if damage.is_some() && !log.is_named(dir)? {
                 return Ok(false);
