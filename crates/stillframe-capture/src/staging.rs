@@ -4,7 +4,7 @@ use std::fs::DirBuilder;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
-use stillframe_storage::{RelativePath, StagingDir, lies_within, sweep_leftovers};
+use stillframe_storage::{RelativePath, StagingDir, lies_within, make_private_dirs, sweep_leftovers};
 use tokio_util::sync::CancellationToken;
 
 use crate::{CaptureError, CaptureOptions, Context, Event};
@@ -86,11 +86,7 @@ impl Staging {
         let place = path.below(&base);
         let parent = place.parent().expect("a path below a directory has a parent");
         if path.as_bytes().contains(&b'/') && !parent.exists() {
-            DirBuilder::new()
-                .recursive(true)
-                .mode(0o700)
-                .create(parent)
-                .map_err(CaptureError::io("create", parent))?;
+            make_private_dirs(parent).map_err(CaptureError::io("create", parent))?;
         }
         Ok(place)
     }

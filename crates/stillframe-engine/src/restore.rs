@@ -2,9 +2,9 @@
 
 use std::cell::Cell;
 use std::collections::{BTreeMap, BTreeSet};
-use std::fs::{DirBuilder, File, Permissions};
+use std::fs::{File, Permissions};
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{Mode, OFlags};
@@ -12,8 +12,8 @@ use stillframe_capture::{CaptureError, Engine, SNAPSHOT_FILE, Snapshot, rewrite_
 use stillframe_jobs::{Job, Phase, Progress};
 use stillframe_repo::{BackupId, FileEntry, FileKind, Manifest, Repository, SourceForm, SourceManifest};
 use stillframe_storage::{
-    Attributes, PublishError, RelativePath, StagingDir, disk_space, failpoint, lies_within, sweep_leftovers,
-    sync_filesystem,
+    Attributes, PublishError, RelativePath, StagingDir, disk_space, failpoint, lies_within,
+    make_private_dirs, sweep_leftovers, sync_filesystem,
 };
 
 use crate::engine_of::engine_of;
@@ -300,11 +300,7 @@ async fn restore_source(
 ) -> Result<(), EngineError> {
     let staged = into.staging.join(&placed.layout.base);
     open_between(into.staging, &placed.layout.base)?;
-    DirBuilder::new()
-        .recursive(true)
-        .mode(0o700)
-        .create(&staged)
-        .map_err(EngineError::io("create", &staged))?;
+    make_private_dirs(&staged).map_err(EngineError::io("create", &staged))?;
     let unfinished = write_files(into, placed, meter, outcome).await?;
     failpoint("restore::written");
     adapt_options(into, &placed.snapshot, &placed.layout, outcome)?;
@@ -389,8 +385,7 @@ async fn write_list(
         if directory != made.as_deref()
             && let Some(directory) = directory
         {
-            let create = DirBuilder::new().recursive(true).mode(0o700).create(directory);
-            create.map_err(EngineError::io("create", directory))?;
+            make_private_dirs(directory).map_err(EngineError::io("create", directory))?;
             made = Some(directory.to_owned());
         }
         outcome.files += 1;

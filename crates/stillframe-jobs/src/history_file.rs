@@ -1,15 +1,15 @@
 //! The file of the history: opening, making and, when it is damaged, setting it aside.
 
-use std::fs::{DirBuilder, OpenOptions};
+use std::fs::OpenOptions;
 use std::io;
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use jiff::Timestamp;
 use rusqlite::{Connection, ErrorCode, OpenFlags, TransactionBehavior};
 use rustix::fs::{FlockOperation, flock};
-use stillframe_storage::failpoint;
+use stillframe_storage::{failpoint, make_private_dirs};
 
 use crate::Record;
 
@@ -126,7 +126,7 @@ pub(crate) fn open(
 ) -> Result<(Connection, Option<SetAside>, OpeningLock), HistoryError> {
     let io_error = |source| HistoryError::Io { path: path.to_owned(), source };
     if let Some(parent) = path.parent().filter(|parent| !parent.as_os_str().is_empty()) {
-        DirBuilder::new().recursive(true).mode(0o700).create(parent).map_err(io_error)?;
+        make_private_dirs(parent).map_err(io_error)?;
     }
     let lock = OpeningLock::take(path)?;
     let reason = match attempt(path)? {

@@ -5,10 +5,9 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{FlockOperation, flock};
-use stillframe_storage::{lock_at, sync_dir};
+use stillframe_storage::{lock_at, make_private_dirs, sync_dir};
 
 use crate::BackupId;
-use crate::local_dirs::make_private;
 
 const DIRECTORY: &str = "unsealed";
 /// The note of whoever is about to write one; in this directory like the others, but with no manifest's name.
@@ -45,7 +44,7 @@ impl Claim {
     /// A note is locked before it bears its name. One that could be seen unlocked would be taken for a dead owner's, and the
     /// manifest deleted that its owner is about to seal.
     fn create(directory: &Path, path: &Path) -> io::Result<File> {
-        make_private(directory)?;
+        make_private_dirs(directory)?;
         let unborn = directory.join(UNBORN);
         let file = lock_at(&unborn)?;
         std::fs::rename(&unborn, path)?;

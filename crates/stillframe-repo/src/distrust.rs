@@ -9,9 +9,10 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{PoisonError, RwLock};
 
+use stillframe_storage::make_private_dirs;
+
 use crate::PackId;
 use crate::index_cache::Location;
-use crate::local_dirs::make_private;
 
 #[derive(Debug)]
 pub(crate) struct Distrust {
@@ -34,7 +35,7 @@ impl Distrust {
             return;
         }
         let path = self.directory.join(pack.to_string());
-        let noted = make_private(&self.directory).and_then(|()| std::fs::write(path, b""));
+        let noted = make_private_dirs(&self.directory).and_then(|()| std::fs::write(path, b""));
         if let Err(error) = noted {
             self.unnoted.store(true, Ordering::Relaxed);
             tracing::warn!(

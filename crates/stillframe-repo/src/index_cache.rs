@@ -10,12 +10,12 @@ use std::time::Duration;
 
 use rusqlite::{Connection, ErrorCode, OptionalExtension, TransactionBehavior, params};
 use rustix::fs::{FlockOperation, flock};
+use stillframe_storage::make_private_dirs;
 
 use crate::compression::Compression;
 use crate::error::{Error, Result};
 use crate::index_loader::IndexLoader;
 use crate::key_ring::KeyRing;
-use crate::local_dirs::make_private;
 use crate::object_io::Listed;
 use crate::pack_table::{PackEntry, PackTable};
 use crate::{ChunkId, ObjectId, PackId};
@@ -270,7 +270,7 @@ impl Database {
     /// The error is for the log.
     fn open(ring: &KeyRing, directory: &Path) -> Result<Self, String> {
         let text = |error: std::io::Error| error.to_string();
-        make_private(directory).map_err(text)?;
+        make_private_dirs(directory).map_err(text)?;
         let lock = File::options()
             .create(true)
             .truncate(false)

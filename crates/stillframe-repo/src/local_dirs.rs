@@ -1,8 +1,5 @@
 //! Where one user of one machine keeps what belongs to repositories but is in none.
 
-use std::fs::DirBuilder;
-use std::io;
-use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 
 /// Two directories, shared by all repositories and processes of a user; each repository has one of its own, named by its id, in
@@ -16,11 +13,6 @@ pub struct LocalDirs {
     /// What nobody tells again: which packs were seen to be damaged, which manifests a killed run left without a seal, how late the
     /// newest backup is. Without it a backup is still right by all that the repository itself shows.
     pub state: PathBuf,
-}
-
-/// Makes one of them, with what is missing above: what is in it is its owner's affair.
-pub(crate) fn make_private(directory: &Path) -> io::Result<()> {
-    DirBuilder::new().recursive(true).mode(0o700).create(directory)
 }
 
 impl LocalDirs {

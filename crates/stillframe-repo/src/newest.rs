@@ -3,8 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use jiff::Timestamp;
-
-use crate::local_dirs::make_private;
+use stillframe_storage::make_private_dirs;
 
 #[derive(Debug)]
 pub(crate) struct Newest {
@@ -27,7 +26,7 @@ impl Newest {
             return;
         }
         let draft = self.path.with_extension(format!("{}", std::process::id()));
-        let written = make_private(self.path.parent().unwrap_or(Path::new(".")))
+        let written = make_private_dirs(self.path.parent().unwrap_or(Path::new(".")))
             .and_then(|()| std::fs::write(&draft, created.to_string()))
             .and_then(|()| std::fs::rename(&draft, &self.path));
         if let Err(error) = written {

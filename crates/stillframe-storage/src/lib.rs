@@ -45,7 +45,7 @@ pub use lock::lock_at;
 pub use new_file::{NewFile, WriteBuffers};
 pub use object_store;
 pub use path_text::path_text;
-pub use places::{is_vacant, lies_within};
+pub use places::{is_vacant, lies_within, make_private_dirs};
 pub use relative_path::{RelativePath, RelativePathError};
 pub use space::{DiskSpace, disk_space};
 pub use staging::{PublishError, StagingDir, is_staging_name, sweep_leftovers};

@@ -220,18 +220,19 @@ pub fn say(text: &str) {
 
 /// JSON on one line. It may hold the control characters from U+007F on as they are, which a terminal obeys as well.
 fn json_line(object: &Value) -> String {
-    let text = object.to_string();
-    let escaped = |c: char| if c.is_control() { format!("\\u{:04x}", u32::from(c)) } else { c.to_string() };
-    if text.contains(char::is_control) { text.chars().map(escaped).collect() } else { text }
+    escape_controls(&object.to_string(), |c| format!("\\u{:04x}", u32::from(c))).into_owned()
 }
 
 /// One line, whatever a file's name is that stands in it: it could forge another line, or speak to the terminal.
 fn printable(text: &str) -> Cow<'_, str> {
+    escape_controls(text, |c| c.escape_default().to_string())
+}
+
+fn escape_controls(text: &str, escape: impl Fn(char) -> String) -> Cow<'_, str> {
     if !text.contains(char::is_control) {
         return Cow::Borrowed(text);
     }
-    let escaped = |c: char| if c.is_control() { c.escape_default().to_string() } else { c.to_string() };
-    Cow::Owned(text.chars().map(escaped).collect())
+    Cow::Owned(text.chars().map(|c| if c.is_control() { escape(c) } else { c.to_string() }).collect())
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {

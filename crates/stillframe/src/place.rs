@@ -1,10 +1,9 @@
 //! Where the program keeps what belongs to the user and not to a repository.
 
-use std::fs::DirBuilder;
-use std::os::unix::fs::DirBuilderExt;
 use std::path::PathBuf;
 
 use stillframe_repo::LocalDirs;
+use stillframe_storage::make_private_dirs;
 
 use crate::failure::{Failure, Kind};
 
@@ -13,7 +12,7 @@ use crate::failure::{Failure, Kind};
 pub fn state_dir() -> Result<PathBuf, Failure> {
     let path = state_path();
     // What was backed up, from where and to where, is its owner's affair.
-    DirBuilder::new().recursive(true).mode(0o700).create(&path).map_err(|error| {
+    make_private_dirs(&path).map_err(|error| {
         let place = path.display();
         Failure::new(
             Kind::Permission,

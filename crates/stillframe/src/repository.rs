@@ -124,9 +124,9 @@ pub async fn pick(
     }
     if created.duration_since(session.clock.now()) > CLOCKS_DIFFER {
         session.console.warn(format!(
-                "the latest backup, {id}, is dated {created}, which is still to come: a clock is or was wrong, and a backup that is \
-                 newer may count as older; `stillframe snapshots` lists all, an id picks one"
-            ));
+            "the latest backup, {id}, is dated {created}, which is still to come: a clock is or was wrong, and a backup that is \
+             newer may count as older; `stillframe snapshots` lists all, an id picks one"
+        ));
     }
     Ok(id)
 }

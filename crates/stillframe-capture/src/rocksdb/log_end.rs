@@ -7,7 +7,9 @@ use std::path::Path;
 
 use tokio_util::sync::CancellationToken;
 
-use super::log_format::{BLOCK, BLOCK_LENGTH, HEADER, Physical, Place, RECYCLABLE_HEADER, Role, look};
+use super::log_format::{
+    BLOCK_LENGTH, HEADER, Physical, Place, RECYCLABLE_HEADER, Role, left_in_block, look,
+};
 use crate::CaptureError;
 
 /// Finds the end of the last whole record of a log that is read from its beginning.
@@ -121,7 +123,7 @@ impl LogScan {
                     return;
                 }
                 Place::Padding => {
-                    let skipped = BLOCK - self.offset % BLOCK;
+                    let skipped = left_in_block(self.offset);
                     if self.at_zero_header == ZeroHeader::Ends && skipped >= HEADER as u64 {
                         self.finished = true;
                         return;
@@ -348,13 +350,14 @@ fn record_in(scan: &LogScan, mut at: u64, mut bytes: &[u8]) -> Option<u64> {
 
 /// Where the block behind the one of `at` begins.
 fn next_block(at: u64) -> u64 {
-    (at / BLOCK + 1) * BLOCK
+    at + left_in_block(at)
 }
 
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
 
+    use super::super::log_format::BLOCK;
     use super::super::log_format::writer::{append, append_physical};
     use super::*;
 

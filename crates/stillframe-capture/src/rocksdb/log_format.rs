@@ -73,10 +73,15 @@ pub(crate) enum Place<'a> {
     Bad(Fault),
 }
 
+/// Bytes from `offset` to the end of its block.
+pub(crate) fn left_in_block(offset: u64) -> u64 {
+    BLOCK - offset % BLOCK
+}
+
 /// Looks at the place `offset` of a file, whose bytes from there on are `bytes`. `header` is the length of the headers of
 /// this log: fewer bytes than that before the end of the block are padding.
 pub(crate) fn look(bytes: &[u8], offset: u64, header: usize) -> Place<'_> {
-    let left = usize::try_from(BLOCK - offset % BLOCK).expect("a block is smaller than any address space");
+    let left = usize::try_from(left_in_block(offset)).expect("a block is smaller than any address space");
     if left < header {
         return Place::Padding;
     }
@@ -167,7 +172,7 @@ impl RecordReader {
             let record = match look(bytes, self.offset, HEADER) {
                 Place::Incomplete => return Ok(()),
                 Place::Padding => {
-                    let skipped = BLOCK - self.offset % BLOCK;
+                    let skipped = left_in_block(self.offset);
                     let length = usize::try_from(skipped).map_or(bytes.len(), |n| bytes.len().min(n));
                     let (padding, rest) = bytes.split_at(length);
                     if padding.iter().any(|&byte| byte != 0) {

@@ -247,7 +247,7 @@ impl NotedLog {
     ///
     /// Of the newest, behind which no younger log is in the image, half a record at the end was not acknowledged and is left out, so that
     /// every recovery mode opens the copy. Where something that is no record stands before the noted end, all is kept: to judge it
-    /// is the engine's business. Of a log with `younger_records` behind it whatever is not whole is kept as well: an engine
+    /// is the engine's business. Of a log with younger records behind it whatever is not whole is kept as well: an engine
     /// that met a clean end there would go on with the next log over a gap; where it meets the damage, it goes on only if the numbers of
     /// the writes do.
     pub(crate) fn part(

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use tokio_util::sync::CancellationToken;
 
 use super::log_end::{Dialect, LogScan, ZeroHeader};
-use super::log_format::{BLOCK, BLOCK_LENGTH};
+use super::log_format::{BLOCK_LENGTH, left_in_block};
 use crate::CaptureError;
 use crate::capture::check;
 use crate::image::create_new;
@@ -119,10 +119,6 @@ impl RecycledCopy {
         // What stays behind is removed with the staging directory.
         let _ = std::fs::remove_file(self.path);
     }
-}
-
-fn left_in_block(offset: u64) -> u64 {
-    BLOCK - offset % BLOCK
 }
 
 fn read_up_to(file: &File, buffer: &mut [u8], offset: u64) -> std::io::Result<usize> {

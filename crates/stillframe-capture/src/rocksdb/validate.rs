@@ -1,5 +1,6 @@
 //! Checks an image, or a restored database that was not opened yet, against its own MANIFEST.
 
+use std::ffi::OsStr;
 use std::fs::File;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::FileExt;
@@ -87,8 +88,7 @@ fn read_options(main: &SourceDir) -> Result<Option<Options>, CaptureError> {
 fn places(main: SourceDir, options: Option<&Options>) -> Result<Vec<SourceDir>, CaptureError> {
     let mut places = Vec::new();
     for name in main.list()? {
-        let of_a_restore = name == "wal_dir"
-            || [&b"db_path-"[..], b"cf_path-"].iter().any(|prefix| name.as_bytes().starts_with(prefix));
+        let of_a_restore = name == "wal_dir" || is_of_tables(&name);
         if of_a_restore && main.path().join(&name).is_dir() {
             places.push(SourceDir::open(&main.path().join(&name))?);
         }
@@ -101,6 +101,11 @@ fn places(main: SourceDir, options: Option<&Options>) -> Result<Vec<SourceDir>, 
     }
     places.insert(0, main);
     Ok(places)
+}
+
+/// Whether a restore gives this name to a directory of tables.
+fn is_of_tables(name: &OsStr) -> bool {
+    [&b"db_path-"[..], b"cf_path-"].iter().any(|prefix| name.as_bytes().starts_with(prefix))
 }
 
 struct Checked<'a> {
@@ -198,11 +203,7 @@ impl Checked<'_> {
 
     fn logs(&mut self, fold: &VersionFold) -> Result<(), CaptureError> {
         let mut logs: Vec<(u64, PathBuf, FileMeta)> = Vec::new();
-        let holds_tables = |place: &SourceDir| {
-            let name = place.path().file_name().unwrap_or_default().as_bytes();
-            [&b"db_path-"[..], b"cf_path-"].iter().any(|prefix| name.starts_with(prefix))
-        };
-        for place in self.places.iter().filter(|place| !holds_tables(place)) {
+        for place in self.places.iter().filter(|place| !place.path().file_name().is_some_and(is_of_tables)) {
             for name in place.list()? {
                 let Some(FileName::Log(number)) = FileName::parse(name.as_bytes()) else { continue };
                 let Some(meta) = place.stat(&name)?.filter(|_| fold.needs_log(number)) else { continue };
