@@ -40,12 +40,22 @@ class Setting:
     wal_dir: bool = False
     db_paths: bool = False
     cf_paths: bool = False
+    #: Commits before the first capture; between two there are up to a twentieth of that. 0: as many as small values allow.
+    commits: int = 0
     #: In .ci/long only.
     long: bool = False
 
     @property
     def threads(self):
         return int(self.options.get("threads", 1))
+
+    @property
+    def first_commits(self):
+        return self.commits or (15_000 if self.writer.get("pace") else 60_000)
+
+    @property
+    def commits_between(self):
+        return self.commits // 20 if self.commits else 3000
 
     def fits(self, release):
         return version(release) >= version(self.since)
@@ -80,6 +90,12 @@ SETTINGS = {
         Setting("tracked-logs", {"db.track_and_verify_wals_in_manifest": "true"}, since="7.10.2", long=True),
         Setting("verified-logs", {"db.track_and_verify_wals": "true"}, since="11.8.1", long=True),
         Setting("precreated-logs", {"db.async_wal_precreate": "true"}, since="11.8.1", long=True),
+        # Behind the log in use lies an empty one, and its last record is often half written.
+        Setting(
+            "precreated-absolute",
+            {"db.async_wal_precreate": "true", "recovery": "AbsoluteConsistency", "value": 1_500_000, "slots": 8, "families": 2, "memtable": 12_000_000},
+            since="11.8.1", commits=100, long=True,
+        ),
         # Logs change often and the MANIFEST seldom: the next log is there before it is used, memtables wait to be flushed together.
         Setting("held-memtables", {"db.async_wal_precreate": "true", "merge": 4, "families": 2}, {"pace": 10_000}, since="11.8.1", long=True),
         Setting("two-queues", {"db.two_write_queues": "true"}, long=True),

@@ -31,7 +31,7 @@ def captures(trial, release, checker, setting):
     writer = RocksWriter(release, setting, root)
     try:
         with trial.report.check(f"{group}: writer"):
-            writer.start().wait(15_000 if setting.writer.get("pace") else 60_000)
+            writer.start().wait(setting.first_commits)
         if writer.process is None:
             return
         for turn in range(trial.captures):
@@ -39,7 +39,7 @@ def captures(trial, release, checker, setting):
             stored = turn % 5 == 4
             with trial.report.check(f"{group} {turn + 1} {'backup' if stored else 'image'}") as line:
                 one(trial, program, checker, writer, root, turn, stored, line, group)
-            writer.wait(draw.randrange(1, 3000))
+            writer.wait(draw.randrange(1, setting.commits_between))
         with trial.report.check(f"{group}: writer unharmed") as line:
             writer.demand_alive()
             line.say(acked=writer.acked()[0])
@@ -54,7 +54,9 @@ def one(trial, program, checker, writer, root, turn, stored, line, group):
     flags = writer.flags(told=turn % 2 == 0)
     acked = writer.acked()
     if stored:
-        through_repository(program, writer.source, root / "repo", target, flags)
+        # Politely, and as fast as it goes.
+        fast = ["--fast"] if turn % 2 else []
+        through_repository(program, writer.source, root / "repo", target, [*flags, *fast])
     else:
         snapshot = kept_image(program, writer.source, target, flags)
         trial.report.window(group, snapshot)

@@ -6,7 +6,7 @@ use std::os::unix::fs::MetadataExt;
 use stillframe_storage::{RelativePath, failpoint};
 
 use super::attempt::{Accepted, Capture, PinnedFile, SmallFile};
-use super::logs::{Age, LINKS, LogBytes, LogPart};
+use super::logs::{LINKS, LogBytes, LogPart, TornEnd};
 use super::options_file::with_wal_dir;
 use super::sabotage::Sabotage;
 use super::table_identity::TableIdentity;
@@ -52,17 +52,20 @@ impl Capture<'_> {
     fn add_logs(&mut self, made: &mut Made) -> Result<bool, CaptureError> {
         self.sabotage.pause(Sabotage::RecycledLogsLate);
         let directory = self.directories.logs().name.clone();
-        let newest = self.logs.iter().next().map(|(number, _)| number);
         let total: u64 = self.logs.iter().map(|(_, log)| log.noted_end()).sum();
         let (mut done, mut younger_records) = (0, false);
         for (number, log) in self.logs.iter() {
             self.context.check_cancelled()?;
             let path = relative(log.name.as_bytes());
-            let is_newest = Some(number) == newest && self.sabotage != Sabotage::RecycledLogsLate;
             let dir = &self.directories.logs().dir;
-            let age = Age { is_newest, has_younger_records: younger_records };
+            let torn_end = match self.sabotage {
+                Sabotage::RecycledLogsLate => TornEnd::Keep,
+                _ if younger_records => TornEnd::Tell,
+                // The youngest may be there before the one in use is full, and hold nothing.
+                _ => TornEnd::Cut,
+            };
             let LogPart { bytes, damage } =
-                log.part(number, age, dir, self.dialect(), self.context.cancel)?;
+                log.part(number, torn_end, dir, self.dialect(), self.context.cancel)?;
             if let Some(effect) = &damage {
                 let setting = format!("damaged log {}", log.path.display());
                 made.weakening.push(Weakening { setting, effect: effect.clone() });
@@ -91,7 +94,7 @@ impl Capture<'_> {
                 made.pointers.push(Pointer { path: path.to_string(), value });
             }
             made.files.push(file(path, Role::Log, &directory, end, &log.meta));
-            younger_records |= end > 0 && self.sabotage != Sabotage::RecycledLogsLate;
+            younger_records |= end > 0;
             // A damaged one is copied as its file is now, which may have been made another log's meanwhile.
             if damage.is_some() && !log.is_named(dir)? {
                 return Ok(false);

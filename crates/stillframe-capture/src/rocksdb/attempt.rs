@@ -431,8 +431,7 @@ impl<'a> Capture<'a> {
     /// A database that was opened where it lies has a log. A checkpoint that was never opened may have none.
     fn accept_no_log(&self) -> Result<(), Setback> {
         let main = self.directories.main();
-        let told = self.options.wal_dir.is_some() || !self.directories.logs_are_in_main();
-        if !told && self.owner.is_none() && main.stat(os("LOCK"))?.is_none() {
+        if self.directories.logs_are_in_main() && self.owner.is_none() && main.stat(os("LOCK"))?.is_none() {
             return Ok(());
         }
         Err(Setback::Wrong(CaptureError::NeedsFlag {

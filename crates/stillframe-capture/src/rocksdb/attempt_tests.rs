@@ -6,7 +6,7 @@ use std::path::Path;
 use jiff::Timestamp;
 
 use super::super::log_format::writer::append;
-use super::super::logs::Age;
+use super::super::logs::TornEnd;
 use super::super::manifest_writer::{EditBytes, manifest};
 use super::super::table_identity::writer::opaque_table;
 use super::super::test_database::TestDatabase;
@@ -108,8 +108,7 @@ fn a_log_that_got_another_name_is_not_called_damaged_by_what_is_written_over_it(
         let broken = |capture: &Capture<'_>| {
             let noted = capture.logs.get(20).unwrap();
             let dir = &capture.directories.logs().dir;
-            let age = Age { is_newest: true, has_younger_records: false };
-            noted.part(20, age, dir, Dialect::RocksDb, capture.context.cancel).unwrap().damage
+            noted.part(20, TornEnd::Cut, dir, Dialect::RocksDb, capture.context.cancel).unwrap().damage
         };
         assert!(broken(capture).is_some());
         std::fs::rename(database.dir().join("000020.log"), database.dir().join("000031.log")).unwrap();

@@ -9,6 +9,8 @@ use std::ffi::OsStr;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
+use stillframe_storage::lies_within;
+
 use super::file_name::FileName;
 use super::info_log::{HEAD, InfoLogHead, name_in_log_dir};
 use super::options_file::OptionsFile;
@@ -242,7 +244,7 @@ impl Directories {
     ) -> Result<(), CaptureError> {
         let wanted = match (&options.wal_dir, settings.wal_dir()) {
             (Some(told), _) => Some(told.clone()),
-            (None, Some(set)) => self.believe(fold, &set, owner)?,
+            (None, Some(set)) => self.believe(fold, &set, settings, owner)?,
             (None, None) => None,
         };
         self.log_dir = match wanted {
@@ -258,6 +260,7 @@ impl Directories {
         &self,
         fold: &VersionFold,
         set: &Path,
+        settings: &OptionsFile,
         owner: Option<&Owner>,
     ) -> Result<Option<PathBuf>, CaptureError> {
         let main = self.main();
@@ -293,7 +296,38 @@ impl Directories {
             let why = format!("there are logs in it and in {}, which its OPTIONS file names", path.display());
             return Err(needs(why));
         }
-        Ok((!logs_in_main).then_some(path))
+        if logs_in_main {
+            return Ok(None);
+        }
+        // As a restore lays it out.
+        if lies_within(&path, main.path()) {
+            return Ok(Some(path));
+        }
+        if !opened_here {
+            if !has_needed_log(&dir, fold)? {
+                return Ok(None);
+            }
+            return Err(needs(format!(
+                "it was never opened where it lies, and its OPTIONS file names the log directory {}, which may be another \
+                 database's; for a checkpoint that needs no log give its own directory",
+                path.display()
+            )));
+        }
+        // LOCK may have been copied along. The original would go on writing into the directory that is named here.
+        let last_opened =
+            diaries(main, settings)?.into_iter().find_map(|head| head.db_paths.into_iter().next());
+        match last_opened {
+            Some(last) if same_path(&last, main.path()) => Ok(Some(path)),
+            Some(last) => Err(needs(format!(
+                "its OPTIONS file names the log directory {}, but it was opened last as {}: a copy, or it was moved",
+                path.display(),
+                last.display()
+            ))),
+            None => Err(needs(format!(
+                "its OPTIONS file names the log directory {}, and no file says that the database was opened where it lies",
+                path.display()
+            ))),
+        }
     }
 
     /// Refuses a log directory that the owner does not use. An owner always has its newest log open: if it has logs open,

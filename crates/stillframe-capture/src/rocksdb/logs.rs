@@ -123,13 +123,17 @@ impl Logs {
     }
 }
 
-/// Where a log stands among those of the image.
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct Age {
-    /// No younger one is there.
-    pub(crate) is_newest: bool,
-    /// A younger one holds something.
-    pub(crate) has_younger_records: bool,
+/// What becomes of what is not whole at the end of a log.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum TornEnd {
+    /// No younger log holds anything, so it was just being written when the moment came, and was not acknowledged. It is left out, so
+    /// that every recovery mode opens the copy.
+    Cut,
+    /// Younger logs go on. It is kept and told: an engine that met a clean end there would go on with the next log over a gap; where it
+    /// meets the damage, it goes on only if the numbers of the writes do.
+    Tell,
+    /// It is kept without a word. Wrong: for negative controls only.
+    Keep,
 }
 
 /// What of a log makes it into the image.
@@ -175,7 +179,8 @@ impl std::fmt::Display for BrokenLog {
     }
 }
 
-fn not_whole(end: u64) -> String {
+/// What is said of a log whose end is not whole, and behind which younger ones go on.
+pub(crate) fn not_whole(end: u64) -> String {
     format!(
         "its whole records end at byte {end}, and younger logs go on: if no crash left it so, it is damaged, and engines drop what \
          follows"
@@ -245,15 +250,11 @@ impl NotedLog {
 
     /// What of this log belongs into the image.
     ///
-    /// Of the newest, behind which no younger log is in the image, half a record at the end was not acknowledged and is left out, so that
-    /// every recovery mode opens the copy. Where something that is no record stands before the noted end, all is kept: to judge it
-    /// is the engine's business. Of a log with younger records behind it whatever is not whole is kept as well: an engine
-    /// that met a clean end there would go on with the next log over a gap; where it meets the damage, it goes on only if the numbers of
-    /// the writes do.
+    /// Where something that is no record stands before the noted end, all is kept: to judge it is the engine's business.
     pub(crate) fn part(
         &self,
         number: u64,
-        age: Age,
+        torn_end: TornEnd,
         dir: &SourceDir,
         dialect: Dialect,
         cancel: &CancellationToken,
@@ -264,12 +265,12 @@ impl NotedLog {
         if let Some(copy) = self.copy.as_ref().filter(|copy| copy.holds_the_log()) {
             let length = self.file.metadata().map_err(CaptureError::io("read", &self.path))?.len();
             let broken = self.broken(BrokenLog::find(log, copy.scan(), length), dir)?;
-            let is_unreadable = age.has_younger_records && copy.is_unreadable();
+            let is_unreadable = torn_end == TornEnd::Tell && copy.is_unreadable();
             if broken.is_some() || is_unreadable {
                 let damage = broken.map_or_else(|| not_whole(0), told);
                 return Ok(LogPart { bytes: original(length), damage: Some(damage) });
             }
-            let with_left = age.has_younger_records && copy.is_cut_short();
+            let with_left = torn_end == TornEnd::Tell && copy.is_cut_short();
             let damage = with_left.then(|| not_whole(copy.end()));
             return Ok(LogPart { bytes: LogBytes::Copied { copy, with_left }, damage });
         }
@@ -277,8 +278,8 @@ impl NotedLog {
         match log.scan(number, noted, ZeroHeader::Skips) {
             Ok(scan) => {
                 let broken = self.broken(BrokenLog::find(log, &scan, noted), dir)?;
-                let torn = age.is_newest && !scan.is_finished() && broken.is_none();
-                let cut_short = age.has_younger_records && scan.end() < noted;
+                let torn = torn_end == TornEnd::Cut && !scan.is_finished() && broken.is_none();
+                let cut_short = torn_end == TornEnd::Tell && scan.end() < noted;
                 let damage = broken.map(told).or_else(|| cut_short.then(|| not_whole(scan.end())));
                 Ok(LogPart { bytes: original(if torn { scan.end() } else { noted }), damage })
             }

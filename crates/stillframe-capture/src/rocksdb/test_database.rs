@@ -44,7 +44,7 @@ impl TestDatabase {
         database.write("000010.sst", &opaque_table(10, 1000));
         database.write_log("000020.log", None, 3);
         database.write("LOCK", b"");
-        database.write("LOG", b"a diary\n");
+        database.write_diary(&database.dir());
         database
     }
 
@@ -82,6 +82,12 @@ impl TestDatabase {
         let mut log = Vec::new();
         (0..count).for_each(|n| append(&mut log, &[n; 5000], number));
         self.write(name, &log);
+    }
+
+    /// What the engine notes when it opens the database as `place`.
+    pub(crate) fn write_diary(&self, place: &Path) {
+        let line = format!("x 1 SST files in {} dir, Total Num: 1, files: 000010.sst \n", place.display());
+        self.write("LOG", line.as_bytes());
     }
 
     pub(crate) fn read(&self, name: &str) -> Vec<u8> {

@@ -186,6 +186,57 @@ fn a_copy_never_takes_the_logs_of_the_original_that_its_options_name() {
     assert_eq!(flag(&copy.capture().unwrap_err()), "--wal-dir");
 }
 
+/// LOCK, OPTIONS and diary are copied along; the log directory that they name is the original's, which may be writing into it.
+#[test]
+fn a_copy_never_takes_the_log_directory_that_the_original_has_to_itself() {
+    let copy = TestDatabase::new();
+    let logs = copy.beside("logs-of-the-original");
+    std::fs::rename(copy.dir().join("000020.log"), logs.join("000020.log")).unwrap();
+    copy.write("OPTIONS-000009", format!("[DBOptions]\n  wal_dir={}\n", logs.display()).as_bytes());
+    let original = copy.beside("original");
+    copy.write_diary(&original);
+    let refused = copy.capture().unwrap_err();
+    assert_eq!(flag(&refused), "--wal-dir");
+    assert!(refused.to_string().contains(&original.display().to_string()), "{refused}");
+    copy.write("LOG", b"a diary that says nothing\n");
+    assert_eq!(flag(&copy.capture().unwrap_err()), "--wal-dir");
+    // Whoever knows better says so.
+    let told = |dir| CaptureOptions { wal_dir: Some(dir), ..CaptureOptions::default() };
+    let capture = |dir: &std::path::Path| copy.capture_with(&told(dir.to_owned()), Sabotage::None);
+    assert_eq!(capture(&logs).unwrap().snapshot().directories.len(), 1);
+    copy.write_diary(&copy.dir());
+    assert_eq!(copy.capture().unwrap().snapshot().directories.len(), 1);
+    // A checkpoint that was never opened is whole without any log, and one that was restored has its own below it.
+    copy.remove("LOCK");
+    assert_eq!(flag(&copy.capture().unwrap_err()), "--wal-dir");
+    let (_, snapshot, _) = copy.keep(capture(&copy.dir()).unwrap(), "checkpoint");
+    assert_eq!((snapshot.directories.len(), snapshot.weakening[0].setting.as_str()), (0, "no log"));
+    let own = copy.dir().join("own");
+    std::fs::rename(logs, &own).unwrap();
+    copy.write("OPTIONS-000009", format!("[DBOptions]\n  wal_dir={}\n", own.display()).as_bytes());
+    assert_eq!(copy.capture().unwrap().snapshot().directories.len(), 1);
+}
+
+/// With logs made in advance the youngest is empty, and the one in use may end in half a record.
+#[test]
+fn half_a_record_before_an_empty_log_was_just_being_written() {
+    let database = TestDatabase::new();
+    let mut log = database.read("000020.log");
+    let whole = log.len();
+    log.extend_from_slice(&log.clone()[..3000]);
+    database.write("000020.log", &log);
+    database.write("000021.log", b"");
+    let (target, snapshot, report) = database.keep(database.capture().unwrap(), "image");
+    assert_eq!(std::fs::metadata(target.join("000020.log")).unwrap().len(), whole as u64);
+    assert!(snapshot.weakening.is_empty() && report.remarks.is_empty(), "{:?}", report.remarks);
+    // Once the younger one holds something, it is kept and told.
+    database.write_log("000021.log", None, 1);
+    let (target, snapshot, report) = database.keep(database.capture().unwrap(), "later");
+    assert_eq!(std::fs::metadata(target.join("000020.log")).unwrap().len(), log.len() as u64);
+    assert!(snapshot.weakening[0].setting.ends_with("000020.log"));
+    assert!(report.remarks[0].contains("younger logs go on"), "{:?}", report.remarks);
+}
+
 #[test]
 fn a_checkpoint_that_was_never_opened_needs_no_log() {
     let database = TestDatabase::new();

@@ -12,7 +12,7 @@ use tokio_util::sync::CancellationToken;
 use super::directories::{blob_name, table_names};
 use super::file_name::{FileName, manifest_named_by, newest_options};
 use super::log_end::{Dialect, LogFile, ZeroHeader};
-use super::logs::BrokenLog;
+use super::logs::{BrokenLog, not_whole};
 use super::manifest::Manifest;
 use super::options_file::OptionsFile;
 use super::setback::Setback;
@@ -244,7 +244,7 @@ impl Checked<'_> {
             }
         }
         let dialect = if self.options.is_some() { Dialect::RocksDb } else { Dialect::LevelDb };
-        for (number, path, meta) in &logs {
+        for (at, (number, path, meta)) in logs.iter().enumerate() {
             let file = File::open(path).map_err(CaptureError::io("open", path))?;
             let log = LogFile { file: &file, cancel: self.cancel, dialect };
             let scan = log.scan(*number, meta.size, ZeroHeader::Skips).map_err(|error| error.of(path))?;
@@ -252,7 +252,10 @@ impl Checked<'_> {
                 return Err(CaptureError::Corrupt { path: path.clone(), what: broken.to_string() });
             }
             self.count(meta.size);
-            if scan.end() < meta.size {
+            let go_on = logs.iter().skip(at + 1).any(|(.., younger)| younger.size > 0);
+            if scan.end() < meta.size && go_on {
+                self.remark(format!("{}: {}", path.display(), not_whole(scan.end())));
+            } else if scan.end() < meta.size {
                 self.remark(format!(
                     "{}: whole records end at byte {} of {}; how the rest is taken depends on wal_recovery_mode",
                     path.display(),

@@ -40,6 +40,9 @@ pub fn make_rocksdb(dir: &Path, logs: &Path, tables: &[Table<'_>]) {
     std::fs::write(dir.join("CURRENT"), "MANIFEST-000005\n").unwrap();
     std::fs::write(dir.join("IDENTITY"), "made-up").unwrap();
     std::fs::write(dir.join("LOCK"), "").unwrap();
+    // What the engine notes when it opens a database.
+    let diary = format!("x 1 SST files in {} dir, Total Num: 0, files: \n", dir.display());
+    std::fs::write(dir.join("LOG"), diary).unwrap();
     let wal_dir = if logs == dir { String::new() } else { format!("  wal_dir={}\n", logs.display()) };
     let options = format!("[Version]\n  rocksdb_version=9.9.9\n[DBOptions]\n{wal_dir}  max_open_files=-1\n");
     std::fs::write(dir.join("OPTIONS-000007"), options).unwrap();
