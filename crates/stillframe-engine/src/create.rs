@@ -1,6 +1,7 @@
 //! `create`: live sources → one sealed backup.
 
 use std::cell::RefCell;
+use std::collections::VecDeque;
 use std::convert::Infallible;
 use std::io::ErrorKind;
 use std::ops::Range;
@@ -25,6 +26,7 @@ use stillframe_storage::{BandwidthLimit, RelativePath, since_1970};
 use crate::base_hint::BaseHints;
 use crate::capturing::{capture_all, watch_over};
 use crate::cutting::Cut;
+use crate::list_order::{list_key, list_order};
 use crate::reserve::{Reserve, ReserveWatch};
 use crate::unchanged::{Unchanged, find_base, find_unchanged};
 use crate::workers::Workers;
@@ -319,22 +321,6 @@ async fn write_draft(
     })
 }
 
-/// The order of a repository's file lists.
-pub(crate) fn list_order(files: &[SnapshotFile]) -> Vec<usize> {
-    let mut order: Vec<usize> = (0..files.len()).collect();
-    order.sort_by(|&a, &b| files.get(a).map(list_key).cmp(&files.get(b).map(list_key)));
-    order
-}
-
-/// Directory and path within it. The image has files of a named directory below a directory of that name, or, where the
-/// engine wants them there, in the main one.
-pub(crate) fn list_key(file: &SnapshotFile) -> (&[u8], &[u8]) {
-    let path = file.path.as_bytes();
-    let directory = file.directory.as_bytes();
-    let within = path.strip_prefix(directory).and_then(|rest| rest.strip_prefix(b"/"));
-    (directory, if directory.is_empty() { path } else { within.unwrap_or(path) })
-}
-
 /// What is to be done for one file.
 enum Part {
     /// An unchanged file: its content stands in the repository.
@@ -592,10 +578,28 @@ struct Meter<'a> {
     surroundings: &'a Surroundings,
     /// That of this round.
     session: Mutex<Option<Arc<WriteSession>>>,
-    files: AtomicU64,
+    files: Mutex<FilesDone>,
     bytes: AtomicU64,
     files_total: u64,
     bytes_total: u64,
+}
+
+/// Files that were read, and how many of them are with the repository.
+#[derive(Default)]
+struct FilesDone {
+    done: u64,
+    /// For each of the others, how many bytes had been read when it was.
+    read: VecDeque<u64>,
+}
+
+impl FilesDone {
+    fn up_to(&mut self, bytes_done: u64) -> u64 {
+        while self.read.front().is_some_and(|read| *read <= bytes_done) {
+            self.read.pop_front();
+            self.done += 1;
+        }
+        self.done
+    }
 }
 
 impl<'a> Meter<'a> {
@@ -603,14 +607,14 @@ impl<'a> Meter<'a> {
         let files = held.images.iter().flat_map(|image| &image.snapshot().files);
         let (files_total, bytes_total) =
             files.fold((0, 0), |(files, bytes), file| (files + 1, bytes + file.size));
-        let (session, files, bytes) = (Mutex::default(), 0.into(), 0.into());
+        let (session, files, bytes) = (Mutex::default(), Mutex::default(), 0.into());
         Self { job, surroundings, session, files, bytes, files_total, bytes_total }
     }
 
     /// A round begins. Numbers never go back, so a second round shows nothing before it is where the first one was.
     fn follow(&self, session: &Arc<WriteSession>) {
         *self.session() = Some(Arc::clone(session));
-        self.files.store(0, Ordering::Relaxed);
+        *self.files() = FilesDone::default();
         self.bytes.store(0, Ordering::Relaxed);
     }
 
@@ -623,8 +627,13 @@ impl<'a> Meter<'a> {
         self.tell();
     }
 
+    /// All bytes of one more file were counted.
     fn add_file(&self) {
-        self.files.fetch_add(1, Ordering::Relaxed);
+        self.files().read.push_back(self.bytes.load(Ordering::Relaxed));
+    }
+
+    fn files(&self) -> MutexGuard<'_, FilesDone> {
+        self.files.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     async fn tell_while_waiting(&self) -> Infallible {
@@ -637,13 +646,26 @@ impl<'a> Meter<'a> {
     fn tell(&self) {
         let read = self.bytes.load(Ordering::Relaxed);
         let waiting = self.session().as_ref().map_or(0, |session| session.bytes_waiting());
+        let bytes_done = read.saturating_sub(waiting);
         let progress = Progress {
             phase: Phase::Transferring,
-            files_done: self.files.load(Ordering::Relaxed),
+            files_done: self.files().up_to(bytes_done),
             files_total: Some(self.files_total),
-            bytes_done: read.saturating_sub(waiting),
+            bytes_done,
             bytes_total: Some(self.bytes_total),
         };
         self.surroundings.tell(Event::Progress(self.job.progress(&progress)));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_file_is_done_when_its_bytes_are_with_the_repository() {
+        let mut files = FilesDone::default();
+        files.read.extend([100, 100, 250]);
+        assert_eq!([0, 99, 100, 249, 250].map(|bytes| files.up_to(bytes)), [0, 0, 2, 2, 3]);
     }
 }

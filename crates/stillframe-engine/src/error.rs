@@ -106,13 +106,8 @@ pub enum EngineError {
     #[error("{0}")]
     Unsound(String),
     /// A phase took longer than it may.
-    #[error("given up: {state} took longer than {limit}")]
-    Deadline {
-        /// The phase.
-        state: String,
-        /// What it was allowed.
-        limit: String,
-    },
+    #[error("{0}; run it again when what it waited for answers: what was stored is used")]
+    Deadline(StopReason),
     /// Somebody cancelled.
     #[error("cancelled")]
     Cancelled,
@@ -159,9 +154,7 @@ impl EngineError {
             Self::Permission { .. } => Kind::Permission,
             Self::Unsound(_) => Kind::Damaged,
             Self::Cancelled => Kind::Cancelled,
-            Self::Io { .. } | Self::UnknownEngine { .. } | Self::Deadline { .. } | Self::Bug(_) => {
-                Kind::Failed
-            }
+            Self::Io { .. } | Self::UnknownEngine { .. } | Self::Deadline(_) | Self::Bug(_) => Kind::Failed,
         }
     }
 }
@@ -179,11 +172,17 @@ impl From<CaptureError> for EngineError {
 impl From<EnterError> for EngineError {
     fn from(error: EnterError) -> Self {
         match error {
-            EnterError::Stopping(StopReason::Cancelled) => Self::Cancelled,
-            EnterError::Stopping(StopReason::Deadline { state, limit }) => {
-                Self::Deadline { state: state.to_string(), limit: format!("{:.1} s", limit.as_secs_f64()) }
-            }
+            EnterError::Stopping(reason) => reason.into(),
             EnterError::Illegal { .. } => Self::Bug(error.to_string()),
+        }
+    }
+}
+
+impl From<StopReason> for EngineError {
+    fn from(reason: StopReason) -> Self {
+        match reason {
+            StopReason::Cancelled => Self::Cancelled,
+            reason @ StopReason::Deadline { .. } => Self::Deadline(reason),
         }
     }
 }

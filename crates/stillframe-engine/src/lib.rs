@@ -24,6 +24,7 @@ mod event;
 mod filling;
 mod image;
 mod kind;
+mod list_order;
 mod remark;
 mod reserve;
 pub mod restore;

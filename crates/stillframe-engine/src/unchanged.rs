@@ -12,6 +12,7 @@ use stillframe_repo::{
 use tokio_util::sync::CancellationToken;
 
 use crate::base_hint::BaseHints;
+use crate::list_order::{list_key, list_order};
 use crate::{EngineError, NamedSource};
 
 /// By file of the image's snapshot, in its order: the content that an earlier backup has of it.
@@ -115,9 +116,9 @@ async fn compare_lists(
     let mut contents = vec![None; snapshot.files.len()];
     let mut list = repo.files(base.files);
     let mut theirs: Option<FileEntry> = list.next().await?;
-    for index in crate::create::list_order(&snapshot.files) {
+    for index in list_order(&snapshot.files) {
         let Some(ours) = snapshot.files.get(index) else { continue };
-        let key = crate::create::list_key(ours);
+        let key = list_key(ours);
         while theirs.as_ref().is_some_and(|theirs| theirs.key() < key) {
             theirs = list.next().await?;
         }

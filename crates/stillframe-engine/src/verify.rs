@@ -4,10 +4,10 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use stillframe_capture::{CaptureError, validate};
+use stillframe_capture::{CaptureError, Engine, validate};
 use stillframe_jobs::{Job, Phase, Progress};
 use stillframe_repo::{
-    BackupId, Finding, Manifest, ObjectReport, Repository, SourceForm, VerifyLevel,
+    BackupId, Finding, Manifest, ObjectReport, Repository, SourceForm, SourceManifest, VerifyLevel,
     VerifyOptions as RepoOptions, VerifyReport, check_objects,
 };
 use stillframe_storage::StagingDir;
@@ -60,10 +60,15 @@ pub struct VerifyOutcome {
     pub bytes: u64,
     /// Packs that it needs.
     pub packs: u64,
-    /// One sentence for each thing in the repository that is wrong; empty: sound, as far as the level looks.
+    /// One sentence for each thing in the repository that is wrong and takes something from this backup.
     pub damage: Vec<String>,
+    /// One sentence for each thing in the repository that is wrong and takes nothing from this backup, since all that it had has other
+    /// copies.
+    pub beside: Vec<String>,
     /// One sentence for each source that its engine could not open, though the repository gives back what was captured.
     pub unsound: Vec<String>,
+    /// One sentence for each source of which the level does not see everything that its engine would.
+    pub unseen: Vec<String>,
 }
 
 /// Looks at one backup. Damage is an outcome, not an error; an error means that it could not be looked at to the end.
@@ -81,7 +86,9 @@ pub async fn verify(
         Level::Decrypt | Level::Open => VerifyLevel::Decrypt,
     };
     let report = look(repo, backup, level, job, surroundings).await?;
-    let mut damage: Vec<String> = report.findings.iter().map(sentence).collect();
+    let (losses, beside): (Vec<_>, Vec<_>) = report.findings.iter().partition(|finding| finding.is_loss);
+    let mut damage: Vec<String> = losses.into_iter().map(sentence).collect();
+    let beside: Vec<String> = beside.into_iter().map(sentence).collect();
     if report.findings_omitted > 0 {
         damage.push(format!("and {} more", report.findings_omitted));
     }
@@ -90,11 +97,14 @@ pub async fn verify(
         bytes: report.bytes,
         packs: report.packs,
         damage,
+        beside,
         unsound: Vec::new(),
+        unseen: Vec::new(),
     };
     if options.level == Level::Open && outcome.damage.is_empty() {
         let manifest = repo.manifest(backup).await?;
         outcome.unsound = open_each(repo, &manifest, options, job, surroundings).await?;
+        outcome.unseen = unseen(&manifest);
     }
     Ok(outcome)
 }
@@ -159,6 +169,19 @@ fn sentence(finding: &Finding) -> String {
         text = format!("{text} (lost from byte {offset})");
     }
     text
+}
+
+/// What the profile's check does not look at.
+fn unseen(manifest: &Manifest) -> Vec<String> {
+    let tables = manifest.draft.sources.iter().filter(|source| source.engine == Engine::RocksDb.name());
+    let sentence = |source: &SourceManifest| {
+        format!(
+            "{}: the blocks of its tables were not compared with their checksums; RocksDB's own tool does that: \
+             sst_dump --command=verify --verify_checksum",
+            source.name
+        )
+    };
+    tables.map(sentence).collect()
 }
 
 /// Restores each source into staging and lets its engine's profile check it there.

@@ -1,5 +1,6 @@
 //! One running piece of work.
 
+use std::fmt;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -41,6 +42,17 @@ pub enum StopReason {
         /// What it was allowed.
         limit: Duration,
     },
+}
+
+impl fmt::Display for StopReason {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Cancelled => f.write_str("cancelled"),
+            Self::Deadline { state, limit } => {
+                write!(f, "stopped: {state} took longer than its limit of {}", describe(*limit))
+            }
+        }
+    }
 }
 
 /// Why a phase cannot be entered.
@@ -189,6 +201,7 @@ impl Job {
             self.shared.go(&mut live, next);
             live.meter.update(&Progress::new(phase));
         }
+        tracing::debug!(%phase, "a job goes on");
         self.shared.write();
         Ok(())
     }
@@ -232,9 +245,8 @@ impl Job {
     /// Returns how that is recorded: cancelled, or failed where the reason was a deadline.
     pub fn cancelled(mut self) -> State {
         let reason = self.stop_reason();
-        if let Some(StopReason::Deadline { state, limit }) = reason {
-            let text = format!("stopped: {state} took longer than its limit of {}", describe(limit));
-            self.end(State::Failed, Some(("deadline", &text)), None);
+        if let Some(reason @ StopReason::Deadline { .. }) = reason {
+            self.end(State::Failed, Some(("deadline", &reason.to_string())), None);
             return State::Failed;
         }
         self.cancel();

@@ -7,7 +7,7 @@ use stillframe_storage::object_store::path::Path;
 use crate::ObjectId;
 
 /// The object that makes a place a repository.
-pub(crate) const CONFIG_OBJECT: &str = "stillframe.json";
+pub const CONFIG_OBJECT: &str = "stillframe.json";
 
 /// What a framed object is. The number is in its header, the name in its path and in the derivation of its key.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -64,6 +64,11 @@ impl Kind {
             Self::Pack => 256 << 20,
         }
     }
+}
+
+/// What can stand at the top of a repository's place: [`CONFIG_OBJECT`] and the directories of its other objects.
+pub fn top_level_names() -> impl Iterator<Item = &'static str> {
+    std::iter::once(CONFIG_OBJECT).chain(Kind::ALL.into_iter().map(Kind::directory))
 }
 
 /// One object of ours; displays as its path in the store.

@@ -84,6 +84,7 @@ pub use file_list_reader::FileListReader;
 pub use file_list_writer::{FileList, FileListWriter};
 pub use id::{BackupId, ChunkId, ObjectId, PackId, ParseIdError, RepositoryId};
 pub use key_object::{Passphrase, PassphraseCost};
+pub use layout::{CONFIG_OBJECT, top_level_names};
 pub use local_dirs::LocalDirs;
 pub use manifest::{MANIFEST_FORMAT, Manifest, ManifestDraft, SourceForm, SourceManifest, Statistics};
 pub use object_check::{ObjectFinding, ObjectReport, check_objects};

@@ -34,6 +34,7 @@ impl ObjectIo {
 
     /// Names are never used twice, so putting again what may or may not have arrived is harmless.
     pub(crate) async fn put(&self, name: ObjectName, payload: PutPayload) -> Result<()> {
+        tracing::trace!(object = %name, bytes = payload.content_length(), "put");
         let result = self.store.put(&name.path(), payload).await;
         result.map(|_| ()).map_err(|error| Error::store("write it", &name, error))
     }
@@ -48,6 +49,7 @@ impl ObjectIo {
     }
 
     async fn get_bounded(&self, path: &Path, name: &str, max_len: u64) -> Result<Bytes> {
+        tracing::trace!(object = name, "get");
         let failed = |error| Error::store("read it", &name, error);
         let result = self.store.get(path).await.map_err(failed)?;
         let len = result.meta.size;
@@ -64,6 +66,7 @@ impl ObjectIo {
 
     /// A part of an object. One that is shorter than that is damaged.
     pub(crate) async fn get_range(&self, name: ObjectName, range: Range<u64>) -> Result<Bytes> {
+        tracing::trace!(object = %name, from = range.start, to = range.end, "get a part");
         let len = range.end.saturating_sub(range.start);
         let too_short = || Error::damaged(&name, "it is shorter than it should be");
         let bytes = match self.store.get_range(&name.path(), range.clone()).await {
@@ -88,6 +91,7 @@ impl ObjectIo {
 
     /// Gone already is as good.
     pub(crate) async fn delete(&self, name: ObjectName) -> Result<()> {
+        tracing::trace!(object = %name, "delete");
         match self.store.delete(&name.path()).await {
             Ok(()) | Err(StoreError::NotFound { .. }) => Ok(()),
             Err(error) => Err(Error::store("delete it", &name, error)),
@@ -96,6 +100,7 @@ impl ObjectIo {
 
     /// All objects of a kind, sorted by id. Names that are not ours are passed over.
     pub(crate) async fn list(&self, kind: Kind) -> Result<Vec<Listed>> {
+        tracing::trace!(objects = kind.directory(), "list");
         let prefix = Path::from(kind.directory());
         let listed = self.store.list(Some(&prefix)).try_filter_map(|meta| async move {
             let name = ObjectName::from_path(kind, &meta.location);

@@ -66,6 +66,7 @@ pub(crate) async fn check_pack(
             Some(PackFault { why, missing: scan.missing, chunks })
         }
     };
+    tracing::debug!(%pack, bytes = bytes_read, sound = fault.is_none(), "read a pack");
     Ok(PackCheck { pack, bytes_read, fault })
 }
 

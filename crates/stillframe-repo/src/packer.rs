@@ -237,6 +237,7 @@ impl Packer {
         drop(turn);
         let result = match stored {
             Ok(()) => {
+                tracing::debug!(pack = %table.pack, bytes = size, chunks = table.entries.len(), "stored a pack");
                 self.packs.fetch_add(1, Ordering::Relaxed);
                 self.bytes_stored.fetch_add(size, Ordering::Relaxed);
                 (self.on_stored)(size);

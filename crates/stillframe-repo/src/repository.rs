@@ -438,7 +438,8 @@ impl Repository {
     /// begins is ambiguous.
     pub async fn resolve(&self, text: &str) -> Result<BackupId> {
         if text == LATEST {
-            return Ok(self.latest(|_| true).await?.backup.id);
+            let latest = self.latest(|_| true).await?.backup;
+            return Ok(latest.ok_or_else(|| Error::NotFound { name: text.to_owned() })?.id);
         }
         let BackupIds { existing, lost, .. } = self.list_backups().await?;
         if let Ok(id) = text.parse::<BackupId>()
@@ -456,7 +457,7 @@ impl Repository {
         ids.dedup();
         // What cannot be read may have the same name, and be the newer one.
         if is_name || ids.is_empty() {
-            refuse_unreadable(backups.unreadable, "the backup of this name")?;
+            refuse_unreadable(&backups, "the backup of this name")?;
         }
         if let [id] = ids.as_slice() {
             return Ok(*id);
@@ -472,36 +473,55 @@ impl Repository {
         }
     }
 
+    /// Manifests that are not sealed: of writes that run or were killed, or of backups whose seals were lost. `None`: it cannot be read.
+    pub async fn unsealed(&self) -> Result<Vec<(BackupId, Option<Manifest>)>> {
+        let mut unsealed = Vec::new();
+        for id in self.list_backups().await?.unfinished {
+            let bytes = self.io().get(ObjectName::new(Kind::Manifest, id)).await;
+            match bytes.and_then(|bytes| Manifest::decode(self.ring(), id, &bytes)) {
+                Ok(manifest) => unsealed.push((id, Some(manifest))),
+                Err(error) if error.is_absent() => {}
+                Err(Error::Damaged { .. } | Error::NewerFormat { .. }) => unsealed.push((id, None)),
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(unsealed)
+    }
+
     /// The newest backup of those that are wanted. An error while any cannot be read, since that may be it.
     pub async fn latest(&self, wanted: impl Fn(&Manifest) -> bool) -> Result<Latest> {
         let backups = self.backups().await?;
-        refuse_unreadable(backups.unreadable, "the latest backup")?;
-        let latest = backups.readable.into_iter().rev().find(wanted);
-        let backup = latest.ok_or_else(|| Error::NotFound { name: LATEST.to_owned() })?;
-        Ok(Latest { backup, unfinished: backups.unfinished.len() as u64 })
+        refuse_unreadable(&backups, "the latest backup")?;
+        let backup = backups.readable.into_iter().rev().find(wanted);
+        Ok(Latest { backup, unfinished: backups.unfinished })
     }
 }
 
 /// The newest backup, as far as the repository shows.
 #[derive(Debug, Clone)]
 pub struct Latest {
-    /// Its manifest.
-    pub backup: Manifest,
+    /// Its manifest. `None`: there is none.
+    pub backup: Option<Manifest>,
     /// Manifests without a seal, of writes that run or were killed, or of backups whose seals were lost: one of those may be newer.
-    pub unfinished: u64,
+    pub unfinished: Vec<BackupId>,
 }
 
 /// The text that means the newest backup.
 const LATEST: &str = "latest";
 
 /// Fails for the first backup that cannot be read, because it may be the one that is meant.
-fn refuse_unreadable(unreadable: Vec<(BackupId, Error)>, meant: &str) -> Result<()> {
-    let Some((id, error)) = unreadable.into_iter().next() else { return Ok(()) };
+fn refuse_unreadable(backups: &Backups, meant: &str) -> Result<()> {
+    let Some((id, error)) = backups.unreadable.first() else { return Ok(()) };
     let (object, why) = match error {
-        Error::Damaged { object, why } => (object, why),
-        error => (ObjectName::new(Kind::Manifest, id).to_string(), error.to_string()),
+        Error::Damaged { object, why } => (object.clone(), why.clone()),
+        error => (ObjectName::new(Kind::Manifest, *id).to_string(), error.to_string()),
     };
-    let why = format!("{why}; it may be {meant}: name one by its id");
+    let newest = backups.readable.last().map_or_else(String::new, |newest| {
+        let made = newest.created.strftime("%Y-%m-%d %H:%M:%SZ");
+        format!("; the newest that can be read is {} of {made}", newest.id)
+    });
+    let why =
+        format!("{why}; it may be {meant}: name one by its id, `stillframe snapshots` lists all{newest}");
     Err(Error::Damaged { object, why })
 }
 

@@ -81,7 +81,9 @@ pub struct Finding {
     pub object: String,
     /// What is wrong with it.
     pub why: String,
-    /// The source that needs it; `None` when nothing of this backup is lost by it.
+    /// Whether something of this backup is lost by it. If not, other copies of all that it had are whole.
+    pub is_loss: bool,
+    /// The source that needs it; `None`: all of them, or none.
     pub source: Option<String>,
     /// The file that needs it. `None` with a source: the source's description or list itself.
     pub file: Option<String>,
@@ -143,7 +145,15 @@ impl Repository {
             Err(Error::Damaged { object, why }) => {
                 add(
                     &mut report,
-                    Finding { object, why, source: None, file: None, offset: None, chunk: None },
+                    Finding {
+                        object,
+                        why,
+                        is_loss: true,
+                        source: None,
+                        file: None,
+                        offset: None,
+                        chunk: None,
+                    },
                 );
                 return Ok(report);
             }
@@ -470,7 +480,7 @@ impl Verifier<'_> {
             };
             add(
                 &mut self.report,
-                Finding { object, why, source: None, file: None, offset: None, chunk: None },
+                Finding { object, why, is_loss: false, source: None, file: None, offset: None, chunk: None },
             );
         }
         Ok(())
@@ -479,7 +489,7 @@ impl Verifier<'_> {
     fn find(&mut self, object: String, why: String, user: &User<'_>, chunk: Option<ChunkId>) {
         let User { source, file, offset } = user;
         let (source, file, offset) = (Some((*source).to_owned()), file.clone(), *offset);
-        add(&mut self.report, Finding { object, why, source, file, offset, chunk });
+        add(&mut self.report, Finding { object, why, is_loss: true, source, file, offset, chunk });
     }
 
     fn check_cancelled(&self) -> Result<()> {

@@ -419,10 +419,13 @@ pub fn check_labels(name: Option<&str>, tags: &[String]) -> Result<()> {
             let why = "a name is 1 to 256 bytes without control characters";
             return Err(Error::Invalid(format!("{name:?} cannot be a backup's name: {why}")));
         }
-        if name == "latest" || name.parse::<BackupId>().is_ok() {
-            return Err(Error::Invalid(format!(
-                "{name:?} cannot be a backup's name: it means something else"
-            )));
+        let meaning = match name {
+            "latest" => Some("it means the newest backup"),
+            name if name.parse::<BackupId>().is_ok() => Some("it is written like a backup's id"),
+            _ => None,
+        };
+        if let Some(meaning) = meaning {
+            return Err(Error::Invalid(format!("{name:?} cannot be a backup's name: {meaning}")));
         }
     }
     match tags.iter().find(|tag| !is_plain(tag)) {

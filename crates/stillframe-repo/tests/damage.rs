@@ -256,6 +256,9 @@ async fn a_damaged_manifest_or_seal_is_named_and_hides_no_other_backup() {
         assert!(backups.unreadable[0].1.to_string().contains(path.as_ref()), "{}", backups.unreadable[0].1);
         let error = repository.resolve("latest").await.unwrap_err();
         assert!(matches!(error, Error::Damaged { .. }), "the damaged one may be the latest: {error}");
+        // Whoever is in a hurry learns which one is left.
+        let left = repository.backups().await.unwrap().readable.pop().unwrap().id.to_string();
+        assert!(error.to_string().contains(&left), "{error}");
         let error = repository.resolve("b").await.unwrap_err();
         assert!(error.is_damage(), "the damaged one may be a newer one of this name: {error}");
         let error = repository.resolve("unknown").await.unwrap_err();

@@ -6,7 +6,7 @@ use std::ops::RangeInclusive;
 use std::path::PathBuf;
 use std::str::FromStr;
 
-use clap::{Args, Parser, Subcommand, ValueEnum};
+use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
 use stillframe_jobs::CpuPercent;
 use stillframe_repo::ManifestDraft;
 
@@ -42,6 +42,15 @@ pub struct Cli {
     pub command: Command,
 }
 
+impl Cli {
+    /// Without what is for the program itself.
+    pub fn public_command() -> clap::Command {
+        let all = Self::command();
+        let visible = all.get_subcommands().filter(|command| !command.is_hide_set()).cloned();
+        clap::Command::new("stillframe").args(all.get_arguments().cloned()).subcommands(visible)
+    }
+}
+
 /// What to do.
 #[derive(Debug, Subcommand)]
 pub enum Command {
@@ -57,13 +66,31 @@ pub enum Command {
     /// Check that backups can be restored
     Verify(Verify),
     /// Make a repository, or look at one
-    #[command(subcommand)]
+    #[command(
+        subcommand,
+        after_help = "\
+Examples:
+  stillframe repo init /backups/node
+  stillframe repo info -r /backups/node"
+    )]
     Repo(RepoCommand),
     /// Passphrases of a repository
-    #[command(subcommand)]
+    #[command(
+        subcommand,
+        after_help = "\
+Examples:
+  stillframe key add -r /backups/node --label escrow
+  stillframe key list -r /backups/node"
+    )]
     Key(KeyCommand),
     /// Images without a repository: plain directories that the engine itself can open
-    #[command(subcommand)]
+    #[command(
+        subcommand,
+        after_help = "\
+Examples:
+  stillframe image create rocksdb:/var/lib/node/db --to /var/lib/node/image
+  stillframe image validate /var/lib/node/image"
+    )]
     Image(ImageCommand),
     /// What ran, what is running, how it ended
     Jobs(Jobs),

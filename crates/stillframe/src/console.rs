@@ -3,6 +3,7 @@
 use std::borrow::Cow;
 use std::io::{IsTerminal, Write};
 use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
@@ -35,6 +36,8 @@ pub struct Console {
     told: Mutex<Option<Duration>>,
     /// Why standard output took no more of the result.
     unsaid: Mutex<Option<std::io::Error>>,
+    /// The last words were said.
+    failed: AtomicBool,
     clock: Box<dyn Clock>,
 }
 
@@ -50,7 +53,8 @@ impl Console {
         } else {
             Mode::Plain
         };
-        Self { mode, quiet, bar: Mutex::new(None), told: Mutex::new(None), unsaid: Mutex::new(None), clock }
+        let (bar, told, unsaid) = (Mutex::new(None), Mutex::new(None), Mutex::new(None));
+        Self { mode, quiet, bar, told, unsaid, failed: AtomicBool::new(false), clock }
     }
 
     /// Whether results are JSON.
@@ -102,6 +106,10 @@ impl Console {
 
     /// The last words of a command that failed.
     pub fn failure(&self, failure: &Failure) {
+        if self.failed.swap(true, Ordering::Relaxed) {
+            // A signal and the command that it ended may both come to an end here.
+            return;
+        }
         self.clear_bar();
         if self.is_json() {
             self.object("error", json!({ "kind": failure.kind.word(), "message": failure.message }));

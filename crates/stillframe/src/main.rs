@@ -23,7 +23,7 @@ use crate::cli::{Cli, Command};
 use crate::console::say;
 use crate::failure::{Failure, Kind, exit_code};
 use crate::session::Session;
-use clap::{CommandFactory, Parser};
+use clap::Parser;
 
 fn main() -> ExitCode {
     let cli = match Cli::try_parse() {
@@ -84,7 +84,7 @@ async fn run(session: &Session, command: &Command) -> Result<(), Failure> {
         Command::Demo => demo::run(session).await,
         Command::Completions { shell } => {
             let mut script = Vec::new();
-            clap_complete::generate(*shell, &mut Cli::command(), "stillframe", &mut script);
+            clap_complete::generate(*shell, &mut Cli::public_command(), "stillframe", &mut script);
             session.console.script(&script);
             Ok(())
         }

@@ -64,7 +64,8 @@ fn ask(prompt: &str) -> Result<Secret, Failure> {
 
 fn read_file(path: &Path) -> Result<Secret, Failure> {
     let failed = |error: std::io::Error| {
-        let kind = if error.kind() == ErrorKind::PermissionDenied { Kind::Permission } else { Kind::Usage };
+        let kind =
+            if error.kind() == ErrorKind::PermissionDenied { Kind::Permission } else { Kind::Passphrase };
         Failure::new(kind, format!("cannot read {}: {error}", path.display()))
     };
     let mut line = Secret::new(String::new());

@@ -4,9 +4,14 @@ use std::path::Path;
 use std::sync::Arc;
 
 use jiff::SignedDuration;
-use stillframe_repo::{BackupId, Encryption, InitOptions, LocalDirs, Passphrase, Repository, Unlock};
+use stillframe_repo::{
+    BackupId, CONFIG_OBJECT, Encryption, InitOptions, LocalDirs, Manifest, Passphrase, Repository, Unlock,
+    top_level_names,
+};
 use stillframe_storage::object_store::ObjectStore;
-use stillframe_storage::{Clock, Location, LocationError, MadeDirs, UploadLock, lies_within, open};
+use stillframe_storage::{
+    Clock, Location, LocationError, MadeDirs, UploadLock, lies_within, open, path_text,
+};
 
 use crate::cli::{Labels, PassphraseArgs, RepoArgs};
 use crate::commands::from_here;
@@ -17,10 +22,6 @@ use crate::session::Session;
 
 /// The environment variable that may hold the passphrase.
 pub const PASSPHRASE: &str = "STILLFRAME_PASSPHRASE";
-/// A directory that holds this file is a repository.
-const CONFIG: &str = "stillframe.json";
-/// What stands in the directory of a repository; which of them make it one, the repository itself says.
-const OBJECTS: [&str; 8] = [CONFIG, "keys", "packs", "index", "manifests", "sealed", "marks", "leases"];
 
 /// A repository that is known to be there, and all that opening it needs to be asked.
 pub struct Opening {
@@ -108,19 +109,22 @@ pub async fn pick(
             let message = format!("--name and --tag narrow `latest` down, and {text} is asked for");
             return Err(Failure::new(Kind::Usage, message));
         }
-        return Ok(repo.resolve(text).await?);
+        return pick_named(session, repo, text).await;
     }
-    let latest = repo.latest(|backup| labels.fit(&backup.draft)).await;
-    let latest = match (latest, labels.words()) {
-        (Err(stillframe_repo::Error::NotFound { .. }), Some(words)) => {
-            let message = format!("no backup {words}; `stillframe snapshots` lists all");
-            return Err(Failure::new(Kind::NoBackup, message));
+    let latest = repo.latest(|backup| labels.fit(&backup.draft)).await?;
+    let Some(backup) = latest.backup else {
+        let mut message = match labels.words() {
+            Some(words) => format!("no backup {words}; `stillframe snapshots` lists all"),
+            None => "the repository has no backups".to_owned(),
+        };
+        if !latest.unfinished.is_empty() {
+            message = format!("{message}; {}", unfinished_words(&latest.unfinished));
         }
-        (latest, _) => latest?,
+        return Err(Failure::new(Kind::NoBackup, message));
     };
-    let (id, created) = (latest.backup.id, latest.backup.created);
-    if latest.unfinished > 0 {
-        session.console.warn(unfinished_words(latest.unfinished));
+    let (id, created) = (backup.id, backup.created);
+    if !latest.unfinished.is_empty() {
+        session.console.warn(unfinished_words(&latest.unfinished));
     }
     if created.duration_since(session.clock.now()) > CLOCKS_DIFFER {
         session.console.warn(format!(
@@ -131,13 +135,50 @@ pub async fn pick(
     Ok(id)
 }
 
+/// By name or id. A backup whose seal was lost may have the same name and be newer.
+async fn pick_named(session: &Session, repo: &Repository, text: &str) -> Result<BackupId, Failure> {
+    match repo.resolve(text).await {
+        Ok(id) if id.to_string().starts_with(text) => Ok(id),
+        Ok(id) => {
+            let unsealed = repo.unsealed().await?;
+            let may_be_called = |manifest: &Option<Manifest>| {
+                manifest.as_ref().is_none_or(|manifest| manifest.draft.name.as_deref() == Some(text))
+            };
+            let others: Vec<BackupId> = unsealed
+                .into_iter()
+                .filter(|(_, manifest)| may_be_called(manifest))
+                .map(|(id, _)| id)
+                .collect();
+            if !others.is_empty() {
+                session.console.warn(unfinished_words(&others));
+            }
+            Ok(id)
+        }
+        Err(error @ stillframe_repo::Error::NotFound { .. }) => {
+            let unsealed = repo.unsealed().await?.into_iter().map(|(id, _)| id);
+            match unsealed.filter(|id| id.to_string().starts_with(text)).collect::<Vec<_>>().as_slice() {
+                [] => Err(error.into()),
+                others => Err(Failure::new(Kind::NoBackup, unfinished_words(others))),
+            }
+        }
+        Err(error) => Err(error.into()),
+    }
+}
+
 /// What a manifest without a seal is: of a write that runs or was killed, or one whose seal somebody removed.
 pub const UNFINISHED: &str = "unfinished (written, not sealed)";
 
 /// Who looks for the newest backup must be able to tell that a newer one may have lost its seal.
-pub fn unfinished_words(unfinished: u64) -> String {
+pub fn unfinished_words(unfinished: &[BackupId]) -> String {
+    const NAMED: usize = 3;
+    let mut ids: Vec<String> = unfinished.iter().take(NAMED).map(ToString::to_string).collect();
+    if unfinished.len() > NAMED {
+        ids.push("…".to_owned());
+    }
     format!(
-        "{unfinished} {UNFINISHED}: a backup that runs or was killed, or one whose seal was lost, which may be newer"
+        "{} {UNFINISHED}: a backup that runs or was killed, or one whose seal was lost, which may be newer ({})",
+        unfinished.len(),
+        ids.join(", ")
     )
 }
 
@@ -147,7 +188,7 @@ pub fn refuse_in_repository(option: &str, place: &Path) -> Result<(), Failure> {
     let place = from_here(place);
     // Links are followed; of a place that is not there yet, what is there decides.
     let existing = place.ancestors().find_map(|place| std::fs::canonicalize(place).ok()).unwrap_or_default();
-    match existing.ancestors().find(|dir| dir.join(CONFIG).is_file()) {
+    match existing.ancestors().find(|dir| dir.join(CONFIG_OBJECT).is_file()) {
         None => Ok(()),
         Some(repo) => Err(Failure::new(
             Kind::Usage,
@@ -157,6 +198,16 @@ pub fn refuse_in_repository(option: &str, place: &Path) -> Result<(), Failure> {
                 repo.display()
             ),
         )),
+    }
+}
+
+/// Where a repository is, in words that mean the same wherever somebody reads them.
+pub fn place_text(repo: &str) -> String {
+    match repo.parse() {
+        Ok(Location::Directory(path)) => path_text(from_here(&path)),
+        Ok(location) => location.to_string(),
+        // What it is not is told by whoever opens it.
+        Err(_) => repo.to_owned(),
     }
 }
 
@@ -198,6 +249,10 @@ pub async fn init_repository(
     };
     let mut made = None;
     if let Location::Directory(path) = &location {
+        if path.exists() && !path.is_dir() {
+            let message = format!("{}: a repository is a directory, and this is none", path.display());
+            return Err(Failure::new(Kind::Usage, message));
+        }
         let dirs = MadeDirs::make(path).map_err(|error| {
             let kind = if error.kind() == std::io::ErrorKind::PermissionDenied {
                 Kind::Permission
@@ -227,7 +282,7 @@ fn refuse_strangers(location: &Location) -> Result<(), Failure> {
     let failed = |error| Failure::new(Kind::Failed, format!("cannot list {}: {error}", path.display()));
     for entry in std::fs::read_dir(path).map_err(failed)? {
         let name = entry.map_err(failed)?.file_name();
-        let is_ours = OBJECTS.iter().any(|ours| name == *ours);
+        let is_ours = top_level_names().any(|ours| name == ours);
         // A file system's own.
         if !is_ours && name != "lost+found" {
             let message = format!(

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use rand::Rng;
 use serde_json::Value;
-use stillframe_engine::{Event, Surroundings};
+use stillframe_engine::{EngineError, Event, Surroundings};
 use stillframe_jobs::{CpuShare, History, HistoryError, Job, JobOptions, Pace, Phase};
 use stillframe_storage::{Clock, SystemClock, sweep_leftovers};
 
@@ -85,14 +85,28 @@ impl Session {
                 Ok(value)
             }
             Err(failure) if failure.kind == Kind::Cancelled => {
+                // Whoever was stopped cannot tell by whom.
+                let reason = job.stop_reason();
                 job.cancelled();
-                Err(failure)
+                Err(reason.map_or(failure, |reason| EngineError::from(reason).into()))
             }
             Err(failure) => {
                 job.fail(failure.kind.word(), &failure.message);
                 Err(failure)
             }
         }
+    }
+
+    /// Notes a failure that kept a job from beginning, so that the history tells of a run that came to nothing. What was merely
+    /// mistyped is no run.
+    pub fn recorded<T>(&self, kind: &str, subject: &str, prepared: Result<T, Failure>) -> Result<T, Failure> {
+        if let Err(failure) = &prepared
+            && !matches!(failure.kind, Kind::Usage | Kind::Cancelled)
+            && let Ok(history) = self.history()
+        {
+            history.start(kind, subject).fail(failure.kind.word(), &failure.message);
+        }
+        prepared
     }
 }
 
@@ -132,5 +146,57 @@ fn sweep_known_places(history: &History) {
             }
             Err(error) => tracing::debug!(root = %root.display(), %error, "a place could not be swept"),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicU64, Ordering};
+    use std::time::Duration;
+
+    use jiff::Timestamp;
+
+    use super::*;
+
+    /// The system's, moved on by some hours.
+    #[derive(Debug, Default)]
+    struct MovedOn(AtomicU64);
+
+    impl Clock for MovedOn {
+        fn now(&self) -> Timestamp {
+            SystemClock::new().now()
+        }
+
+        fn monotonic(&self) -> Duration {
+            Duration::from_hours(self.0.load(Ordering::Relaxed))
+        }
+    }
+
+    /// What was stopped sees only its token. Whoever waits for a backup must learn whether somebody stopped it or it hung.
+    #[tokio::test]
+    async fn a_job_that_took_too_long_is_not_called_cancelled() {
+        let clock = Arc::new(MovedOn::default());
+        let console = Arc::new(Console::new(false, true, Box::new(SystemClock::new())));
+        let session = Session { console, clock: Arc::clone(&clock) as Arc<dyn Clock> };
+        let stopped = async |hours: u64| {
+            let phases = [Phase::Transferring];
+            let run = session.run_job("test", "test", &phases, full_share(), async |job, _| {
+                job.enter(Phase::Transferring).map_err(EngineError::from)?;
+                clock.0.fetch_add(hours, Ordering::Relaxed);
+                if hours == 0 {
+                    job.cancel();
+                }
+                job.token().cancelled().await;
+                Err::<((), Value), _>(Failure::from(EngineError::Cancelled))
+            });
+            run.await.unwrap_err()
+        };
+        let failure = stopped(2).await;
+        assert_eq!(failure.kind, Kind::Failed);
+        assert!(
+            failure.message.contains("transferring took longer than its limit of 60 minutes"),
+            "{failure}"
+        );
+        assert_eq!(stopped(0).await.kind, Kind::Cancelled);
     }
 }

@@ -29,8 +29,11 @@ fn read_manifests() -> Dependencies {
         let manifest: toml::Table = std::fs::read_to_string(&path).unwrap().parse().unwrap();
         let ours = |section: &str| -> Vec<String> {
             let table = manifest.get(section).and_then(toml::Value::as_table);
-            let names = table.into_iter().flat_map(|table| table.keys());
-            names.filter(|name| name.starts_with("stillframe")).cloned().collect()
+            let names = table.into_iter().flatten().map(|(name, given)| {
+                // Under whatever name it is used.
+                given.get("package").and_then(toml::Value::as_str).unwrap_or(name)
+            });
+            names.filter(|name| name.starts_with("stillframe")).map(str::to_owned).collect()
         };
         let name = manifest["package"]["name"].as_str().unwrap().to_owned();
         for section in ["target", "build-dependencies"] {

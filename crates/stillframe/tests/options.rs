@@ -94,6 +94,10 @@ fn nothing_written_and_nothing_sealed_are_told_apart() {
     assert_eq!(scene.good(&["snapshots"]), format!("no backups; {said}\n"));
     assert_eq!(scene.objects(&["snapshots"])[0]["manifests"], 2);
     assert!(scene.good(&["repo", "info"]).contains(said));
+    for words in [&["restore", "latest", "--to", "back"][..], &["verify"], &["show", "latest"]] {
+        let error = scene.bad(words, 24);
+        assert!(error.contains("no backups") && error.contains(said), "{words:?}: {error}");
+    }
     assert_eq!(scene.objects(&["repo", "info"])[0]["unfinished"], 2);
 }
 
@@ -292,6 +296,61 @@ fn a_repository_is_its_owners_and_lies_neither_among_other_things_nor_in_its_sou
     let error = scene.bad(&["backup", "files:one", "-r", "one/deep/repo", "--reserve", "0"], 2);
     assert!(error.contains("lies in the source"), "{error}");
     scene.good(&["backup", "files:two", "-r", "one/deep/repo", "--reserve", "0"]);
+    // The other way round, each backup would grow by the one before as well.
+    let error = scene.bad(&["backup", "files:repo/packs", "--reserve", "0"], 2);
+    assert!(error.contains("lies in the repository"), "{error}");
+    assert!(scene.bad(&["repo", "init", "one/a"], 2).contains("this is none"));
+}
+
+#[test]
+fn a_run_that_could_not_begin_is_in_the_history() {
+    let scene = Scene::new();
+    let last = |words: &[&str], code: i32| {
+        scene.bad(words, code);
+        scene.objects(&["jobs", "--limit", "1"]).pop()
+    };
+    let ran = [
+        (&["backup", "files:one", "-r", "unmounted"][..], 10, "create", "no-repository"),
+        (&["backup", "files:one", "--dry-run", "--passphrase-file", "gone"], 12, "plan", "passphrase"),
+        (&["backup", "gone.db"], 20, "create", "source"),
+        (&["restore", "nope", "--to", "back"], 24, "restore", "no-backup"),
+        (&["verify", "nope"], 24, "verify", "no-backup"),
+        (&["verify", "--without-key", "-r", "unmounted"], 10, "verify", "no-repository"),
+        (&["image", "create", "gone.db", "--to", "image"], 20, "image", "source"),
+    ];
+    for (words, code, kind, error) in ran {
+        let job = last(words, code).unwrap();
+        assert_eq!((&job["kind"], &job["state"]), (&kind.into(), &"failed".into()), "{words:?}: {job}");
+        assert_eq!(job["error"]["kind"], error, "{words:?}: {job}");
+    }
+    // What was merely mistyped is no run.
+    let before = scene.objects(&["jobs"]).len();
+    last(&["backup", "", "--reserve", "0"], 2);
+    assert_eq!(scene.objects(&["jobs"]).len(), before);
+}
+
+#[test]
+fn a_job_says_what_it_worked_on_wherever_it_was_started() {
+    let scene = Scene::new();
+    scene.back_up(&["files:one"]);
+    scene.good(&["restore", "latest", "--to", "back"]);
+    scene.good(&["image", "create", "files:one", "--to", "image", "--copy", "--reserve", "0"]);
+    let at = |name: &str| scene.path(name).display().to_string();
+    let subjects: Vec<String> =
+        scene.objects(&["jobs"]).iter().map(|job| job["subject"].as_str().unwrap().to_owned()).collect();
+    let [image, restore, create] = subjects.as_slice() else { panic!("{subjects:?}") };
+    assert_eq!(*image, format!("files:{} to {}", at("one"), at("image")));
+    assert!(restore.ends_with(&format!(" of {} to {}", at("repo"), at("back"))), "{restore}");
+    assert_eq!(*create, format!("files:{} to {}", at("one"), at("repo")));
+}
+
+#[test]
+fn what_is_for_the_program_itself_is_not_offered_by_a_shell() {
+    let scene = Scene::new();
+    for shell in ["bash", "zsh", "fish"] {
+        let script = scene.good(&["completions", shell]);
+        assert!(script.contains("snapshots") && !script.contains("demo-writer"), "{shell}");
+    }
 }
 
 #[test]

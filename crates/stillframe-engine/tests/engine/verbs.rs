@@ -349,10 +349,11 @@ async fn what_was_read_counts_as_done_when_it_is_sent() {
     let readings = readings.lock().unwrap();
     let whole = readings.last().and_then(|last| last.bytes_total).unwrap();
     assert!(whole > 1 << 20 && readings.last().is_some_and(|last| last.bytes_done == whole), "{readings:?}");
-    let waiting = |progress: &&Progress| {
-        Some(progress.files_done) == progress.files_total && progress.bytes_done < whole
-    };
-    assert!(readings.iter().filter(waiting).count() >= 2, "told every second, and not as done: {readings:?}");
+    let waiting: Vec<_> = readings.iter().filter(|progress| progress.bytes_done < whole).collect();
+    assert!(waiting.len() >= 2, "told every second: {readings:?}");
+    let all_files = |progress: &Progress| Some(progress.files_done) == progress.files_total;
+    assert!(waiting.iter().all(|progress| !all_files(progress)), "neither is its file: {readings:?}");
+    assert!(readings.last().is_some_and(all_files), "{readings:?}");
 }
 
 #[tokio::test(flavor = "multi_thread")]

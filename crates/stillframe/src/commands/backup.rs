@@ -16,23 +16,25 @@ use crate::cli::Backup;
 use crate::commands::parse_source;
 use crate::failure::{Failure, Kind};
 use crate::place;
-use crate::repository::Opening;
+use crate::repository::{Opening, place_text, refuse_in_repository};
 use crate::session::Session;
 use crate::sizes::{bytes, count, span};
 
 /// Captures the sources and writes one backup, or says what it would do.
 pub async fn run(session: &Session, args: &Backup) -> Result<(), Failure> {
-    let sources = named_sources(&args.sources)?;
-    args.capture.check(sources.iter().map(|named| &named.source))?;
-    let repo = Opening::prepare(&args.repo).await?;
-    repo.refuse_within(sources.iter().map(|named| named.source.path.as_path()))?;
+    let kind = if args.dry_run { "plan" } else { "create" };
+    let typed: Vec<String> = args.sources.iter().map(path_text).collect();
+    let to = place_text(&args.repo.repo);
+    let prepared = prepare(args).await;
+    let (sources, repo) = session.recorded(kind, &format!("{} to {to}", typed.join(" ")), prepared)?;
     let _uploads = if args.dry_run { None } else { repo.uploads() };
+    let urls: Vec<String> = sources.iter().map(|named| named.source.to_string()).collect();
+    let subject = format!("{} to {to}", urls.join(" "));
     let options = options_of(args, sources, origin(session));
     let share = share_of(args);
-    let subject = args.sources.iter().map(path_text).collect::<Vec<_>>().join(" ");
     if args.dry_run {
         let plan = session
-            .run_job("plan", &subject, &[Phase::Capturing], share, async |job, surroundings| {
+            .run_job(kind, &subject, &[Phase::Capturing], share, async |job, surroundings| {
                 let plan = plan(repo.open(), &options, job, surroundings).await?;
                 let outcome = plan_object(&plan);
                 Ok((plan, outcome))
@@ -44,7 +46,7 @@ pub async fn run(session: &Session, args: &Backup) -> Result<(), Failure> {
     let began = session.clock.monotonic();
     let phases = [Phase::Capturing, Phase::Transferring, Phase::Sealing];
     let outcome = session
-        .run_job("create", &subject, &phases, share, async |job, surroundings| {
+        .run_job(kind, &subject, &phases, share, async |job, surroundings| {
             let outcome = create(repo.open(), &options, job, surroundings).await?;
             let object = outcome_object(&options.sources, &outcome);
             Ok((outcome, object))
@@ -68,6 +70,19 @@ pub async fn run(session: &Session, args: &Backup) -> Result<(), Failure> {
     ));
     session.console.object("backup", outcome_object(&options.sources, &outcome));
     Ok(())
+}
+
+/// All that can be found wrong before there is anything to do.
+async fn prepare(args: &Backup) -> Result<(Vec<NamedSource>, Opening), Failure> {
+    let sources = named_sources(&args.sources)?;
+    args.capture.check(sources.iter().map(|named| &named.source))?;
+    for named in &sources {
+        // Each backup would grow by the one before.
+        refuse_in_repository("the source", &named.source.path)?;
+    }
+    let repo = Opening::prepare(&args.repo).await?;
+    repo.refuse_within(sources.iter().map(|named| named.source.path.as_path()))?;
+    Ok((sources, repo))
 }
 
 fn options_of(args: &Backup, sources: Vec<NamedSource>, origin: Origin) -> CreateOptions {

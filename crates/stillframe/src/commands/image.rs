@@ -1,18 +1,21 @@
 //! `image create` and `image validate`.
 
 use std::ffi::OsStr;
+use std::fmt::Display;
 use std::path::Path;
 use std::time::Duration;
 
 use serde_json::json;
-use stillframe_capture::{CaptureError, Engine, SNAPSHOT_FILE, Snapshot, detect, validate, validate_image};
+use stillframe_capture::{
+    CaptureError, Engine, SNAPSHOT_FILE, Snapshot, Source, detect, validate, validate_image,
+};
 use stillframe_engine::{ImageOptions, create_image};
 use stillframe_jobs::Phase;
 use stillframe_storage::path_text;
 use tokio_util::sync::CancellationToken;
 
 use crate::cli::{CaptureArgs, ImageCommand};
-use crate::commands::parse_source;
+use crate::commands::{from_here, parse_source};
 use crate::failure::{Failure, Kind};
 use crate::repository::refuse_in_repository;
 use crate::session::{Session, full_share};
@@ -36,15 +39,16 @@ async fn create(
     capture: &CaptureArgs,
     options: &ImageOptions,
 ) -> Result<(), Failure> {
-    let source = parse_source(source)?;
-    capture.check([&source])?;
-    refuse_in_repository("--to", to)?;
+    let to = from_here(to);
+    let subject = |source: &dyn Display| format!("{source} to {}", to.display());
+    let prepared = prepare(source, &to, capture);
+    let source = session.recorded("image", &subject(&path_text(source)), prepared)?;
     let phases = [Phase::Capturing, Phase::Sealing];
     let outcome = session
-        .run_job("image", &source.to_string(), &phases, full_share(), async |job, surroundings| {
-            let outcome = create_image(&source, to, options, job, surroundings).await?;
+        .run_job("image", &subject(&source), &phases, full_share(), async |job, surroundings| {
+            let outcome = create_image(&source, &to, options, job, surroundings).await?;
             let (window_us, attempts) = (outcome.snapshot.window_us, outcome.snapshot.attempts);
-            Ok((outcome, json!({ "to": path_text(to), "window_us": window_us, "attempts": attempts })))
+            Ok((outcome, json!({ "to": path_text(&to), "window_us": window_us, "attempts": attempts })))
         })
         .await?;
     let snapshot = &outcome.snapshot;
@@ -66,12 +70,19 @@ async fn create(
     outcome.remarks.iter().for_each(|remark| session.console.answer(remark));
     session.console.object(
         "image",
-        json!({ "url": source.to_string(), "to": path_text(to), "instant": snapshot.instant,
+        json!({ "url": source.to_string(), "to": path_text(&to), "instant": snapshot.instant,
             "files": snapshot.files.len(), "bytes": total, "window_us": snapshot.window_us,
             "attempts": snapshot.attempts, "linked": outcome.linked, "remarks": outcome.remarks,
             "weakening": snapshot.weakening }),
     );
     Ok(())
+}
+
+fn prepare(source: &OsStr, to: &Path, capture: &CaptureArgs) -> Result<Source, Failure> {
+    let source = parse_source(source)?;
+    capture.check([&source])?;
+    refuse_in_repository("--to", to)?;
+    Ok(source)
 }
 
 /// Says what makes the guarantee weaker.

@@ -44,10 +44,11 @@ pub async fn run(session: &Session, command: &KeyCommand) -> Result<(), Failure>
                     }
                 };
                 let created = key.created.strftime("%Y-%m-%d %H:%M:%SZ");
-                session.console.answer(format!("{}  {created}  {}", key.id, key.label));
+                let current = if key.current { "  (in use)" } else { "" };
+                session.console.answer(format!("{}  {created}  {}{current}", key.id, key.label));
                 session.console.object(
                     "key",
-                    json!({ "id": key.id.to_string(), "label": key.label, "created": key.created }),
+                    json!({ "id": key.id.to_string(), "label": key.label, "created": key.created, "current": key.current }),
                 );
             }
             if let Some(error) = damaged {

@@ -11,6 +11,7 @@ pub mod snapshots;
 pub mod verify;
 
 use std::ffi::OsStr;
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -93,12 +94,15 @@ impl CaptureArgs {
 
 /// Refuses an option's directory that is none.
 pub fn refuse_no_directory(option: &str, dir: Option<&Path>) -> Result<(), Failure> {
-    match dir.filter(|dir| !dir.is_dir()) {
-        None => Ok(()),
-        Some(dir) => {
-            Err(Failure::new(Kind::Usage, format!("{option} {}: there is no such directory", dir.display())))
-        }
-    }
+    let Some(dir) = dir else { return Ok(()) };
+    let place = dir.display();
+    let (kind, why) = match dir.metadata() {
+        Ok(meta) if meta.is_dir() => return Ok(()),
+        Ok(_) => (Kind::Usage, "it is not a directory".to_owned()),
+        Err(error) if error.kind() == ErrorKind::PermissionDenied => (Kind::Permission, error.to_string()),
+        Err(_) => (Kind::Usage, "there is no such directory".to_owned()),
+    };
+    Err(Failure::new(kind, format!("{option} {place}: {why}")))
 }
 
 /// `engine:path`, or a path whose engine is recognised by its files.
@@ -109,7 +113,13 @@ pub fn parse_source(given: &OsStr) -> Result<Source, Failure> {
         source
     } else {
         let path = PathBuf::from(given);
-        if !path.exists() {
+        let there = path.try_exists();
+        if let Err(error) = &there
+            && error.kind() == ErrorKind::PermissionDenied
+        {
+            return Err(Failure::new(Kind::Permission, format!("{text}: {error}")));
+        }
+        if !there.unwrap_or(false) {
             let hint =
                 "write rocksdb:DIR, leveldb:DIR, fjall:DIR, sqlite:FILE, files:DIR or the path of a database";
             // A script's variable that is not set, most likely.

@@ -7,7 +7,7 @@ use serde_json::json;
 use crate::cli::RepoCommand;
 use crate::failure::{Failure, Kind};
 use crate::passphrase::is_given;
-use crate::repository::{PASSPHRASE, UNFINISHED, init_repository, open_repository};
+use crate::repository::{PASSPHRASE, UNFINISHED, init_repository, open_repository, place_text};
 use crate::session::Session;
 use crate::sizes::{bytes, count};
 
@@ -29,24 +29,41 @@ pub async fn run(session: &Session, command: &RepoCommand) -> Result<(), Failure
             }
             session.console.object(
                 "repository",
-                json!({ "id": repo.id().to_string(), "url": url, "encrypted": !no_encryption }),
+                json!({ "id": repo.id().to_string(), "url": place_text(url), "encrypted": !no_encryption }),
             );
         }
         RepoCommand::Info { repo: args } => {
             let repo = open_repository(args).await?;
             let info = repo.info().await?;
             let encrypted = if info.encrypted { "encrypted" } else { "not encrypted" };
-            session.console.answer(format!("repository {}, format {}, {encrypted}", info.id, info.format));
+            let created = info.created.strftime("%Y-%m-%d %H:%M:%SZ");
+            session.console.answer(format!(
+                "repository {}, format {}, {encrypted}, made {created}",
+                info.id, info.format
+            ));
             session.console.answer(format!("{}, {}", count(info.backups, "backup"), count(info.keys, "key")));
             if info.unfinished > 0 {
                 session.console.answer(format!("{} {UNFINISHED}", info.unfinished));
             }
-            session.console.answer(format!("{}, {}", count(info.packs, "pack"), bytes(info.pack_bytes)));
+            session.console.answer(format!(
+                "{} of at most {}, {}, {}",
+                count(info.packs, "pack"),
+                bytes(info.pack_size),
+                bytes(info.pack_bytes),
+                count(info.index_segments, "index segment"),
+            ));
+            if info.marks > 0 {
+                session.console.answer(format!(
+                    "{}: something is being deleted, or was to be",
+                    count(info.marks, "mark")
+                ));
+            }
             session.console.object(
                 "repository",
-                json!({ "id": info.id.to_string(), "url": args.repo, "format": info.format, "encrypted": info.encrypted,
+                json!({ "id": info.id.to_string(), "url": place_text(&args.repo), "format": info.format, "encrypted": info.encrypted,
                     "backups": info.backups, "unfinished": info.unfinished, "keys": info.keys, "packs": info.packs,
-                    "pack_bytes": info.pack_bytes }),
+                    "pack_bytes": info.pack_bytes, "pack_size": info.pack_size, "index_segments": info.index_segments,
+                    "marks": info.marks, "created": info.created, "epochs": info.epochs }),
             );
         }
     }

@@ -5,14 +5,23 @@ use std::collections::BTreeMap;
 use serde_json::json;
 use stillframe_engine::restore::{RestoreOptions, restore};
 use stillframe_jobs::Phase;
+use stillframe_repo::{Manifest, Repository};
 use stillframe_storage::path_text;
 
 use crate::cli::Restore;
 use crate::commands::from_here;
 use crate::failure::{Failure, Kind};
-use crate::repository::{open_repository, pick, refuse_in_repository};
+use crate::repository::{open_repository, pick, place_text, refuse_in_repository};
 use crate::session::{Session, full_share};
 use crate::sizes::{bytes, count, span};
+
+async fn find(session: &Session, args: &Restore) -> Result<(Repository, Manifest), Failure> {
+    refuse_in_repository("--to", &args.to)?;
+    let repo = open_repository(&args.repo).await?;
+    let backup = pick(session, &repo, &args.backup, &args.labels).await?;
+    let manifest = repo.manifest(backup).await?;
+    Ok((repo, manifest))
+}
 
 /// Brings one backup back.
 pub async fn run(session: &Session, args: &Restore) -> Result<(), Failure> {
@@ -22,17 +31,17 @@ pub async fn run(session: &Session, args: &Restore) -> Result<(), Failure> {
             return Err(Failure::new(Kind::Usage, format!("--map: {old} is given twice")));
         }
     }
-    refuse_in_repository("--to", &args.to)?;
-    let repo = open_repository(&args.repo).await?;
-    let backup = pick(session, &repo, &args.backup, &args.labels).await?;
-    let what = repo.manifest(backup).await?;
+    let (from, to) = (place_text(&args.repo.repo), from_here(&args.to));
+    let subject = |backup: &str| format!("{backup} of {from} to {}", to.display());
+    let found = find(session, args).await;
+    let (repo, what) = session.recorded("restore", &subject(&args.backup), found)?;
+    let backup = what.id;
     let wanted = what.draft.sources.iter();
     let wanted = wanted.filter(|source| args.source.as_ref().is_none_or(|name| *name == source.name));
     let of: Vec<&str> = wanted.map(|source| source.url.as_str()).collect();
     let options = RestoreOptions { target: args.to.clone(), source: args.source.clone(), map };
     let began = session.clock.monotonic();
-    let to = from_here(&args.to);
-    let subject = format!("{backup} to {}", to.display());
+    let subject = subject(&backup.to_string());
     let phases = [Phase::Transferring, Phase::Sealing];
     let outcome = session
         .run_job("restore", &subject, &phases, full_share(), async |job, surroundings| {

@@ -19,6 +19,10 @@ pub async fn run(session: &Session, args: &Snapshots) -> Result<(), Failure> {
         session.console.answer(line(manifest));
         session.console.object("snapshot", object(manifest));
     }
+    if !list.unfinished.is_empty() {
+        let ids: Vec<String> = list.unfinished.iter().map(ToString::to_string).collect();
+        session.console.object("unfinished", json!({ "manifests": ids.len(), "ids": ids }));
+    }
     if count == 0 {
         let unfinished = list.unfinished.len();
         if let Some(words) = args.labels.words().filter(|_| !list.readable.is_empty()) {
@@ -28,11 +32,10 @@ pub async fn run(session: &Session, args: &Snapshots) -> Result<(), Failure> {
         } else {
             // Nothing was ever written, or seals were lost: who looks for a backup must be able to tell.
             session.console.line(format!("no backups; {unfinished} {UNFINISHED}"));
-            session.console.object("unfinished", json!({ "manifests": unfinished }));
         }
     }
     if count > 0 && !list.unfinished.is_empty() {
-        session.console.warn(unfinished_words(list.unfinished.len() as u64));
+        session.console.warn(unfinished_words(&list.unfinished));
     }
     let damaged = list.unreadable.len();
     for (id, error) in &list.unreadable {

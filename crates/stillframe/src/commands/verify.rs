@@ -2,13 +2,14 @@
 
 use serde::Serialize;
 use serde_json::json;
-use stillframe_engine::verify::{self, VerifyOptions, verify, verify_objects};
+use stillframe_engine::verify::{self, VerifyOptions, VerifyOutcome, verify, verify_objects};
 use stillframe_jobs::Phase;
+use stillframe_repo::{BackupId, Repository};
 
 use crate::cli::{Level, Verify};
 use crate::commands::{from_here, refuse_no_directory};
 use crate::failure::{Failure, Kind};
-use crate::repository::{open_repository, open_store, pick, refuse_in_repository};
+use crate::repository::{open_repository, open_store, pick, place_text, refuse_in_repository};
 use crate::session::{Session, full_share};
 use crate::sizes::{bytes, count, span};
 
@@ -24,8 +25,6 @@ pub async fn run(session: &Session, args: &Verify) -> Result<(), Failure> {
     refuse_no_directory("--staging", args.staging.as_deref())?;
     let staging = args.staging.as_deref().map_or_else(std::env::temp_dir, from_here);
     refuse_in_repository("--staging", &staging)?;
-    let repo = open_repository(&args.repo).await?;
-    let backup = pick(session, &repo, &args.backup, &args.labels).await?;
     let wanted = args.level.unwrap_or(Level::Decrypt);
     let level = match wanted {
         Level::Exists => verify::Level::Exists,
@@ -36,26 +35,32 @@ pub async fn run(session: &Session, args: &Verify) -> Result<(), Failure> {
     let word = level.name();
     let options = VerifyOptions { level, staging };
     let began = session.clock.monotonic();
-    let subject = format!("{backup} at level {word}");
+    let from = place_text(&args.repo.repo);
+    let subject = |backup: &str| format!("{backup} of {from} at level {word}");
+    let found = find(session, args).await;
+    let (repo, backup) = session.recorded("verify", &subject(&args.backup), found)?;
+    let subject = subject(&backup.to_string());
     let outcome = session
         .run_job("verify", &subject, &[Phase::Transferring], full_share(), async |job, surroundings| {
             let outcome = verify(&repo, backup, &options, job, surroundings).await?;
-            let found: Vec<&String> = outcome.damage.iter().chain(&outcome.unsound).collect();
-            if let Some(first) = tell_damage(session, Some(&backup.to_string()), word, &found) {
-                let message = if outcome.damage.is_empty() {
-                    format!(
+            let VerifyOutcome { damage, unsound, beside, .. } = &outcome;
+            let found: Vec<&String> = damage.iter().chain(unsound).chain(beside).collect();
+            let is_whole = damage.is_empty();
+            if let Some(first) = tell_damage(session, Some((backup, is_whole)), word, &found) {
+                let later = if repo.damage_is_noted() {
+                    "your later backups from this machine store what they need of it again (from others: backup --anew)"
+                } else {
+                    "back up with --anew: it could not be noted for later backups"
+                };
+                let message = match (is_whole, unsound.is_empty()) {
+                    (false, _) => format!("backup {backup} is damaged: {first}; {later}"),
+                    (true, false) => format!(
                         "backup {backup} is what was captured, and its engine cannot open it: {first}; \
                          the source was like that already, look there"
-                    )
-                } else {
-                    format!(
-                        "backup {backup} is damaged: {first}; {}",
-                        if repo.damage_is_noted() {
-                            "your later backups from this machine store what they need of it again (from others: backup --anew)"
-                        } else {
-                            "back up with --anew: it could not be noted for later backups"
-                        }
-                    )
+                    ),
+                    (true, true) => format!(
+                        "backup {backup} is whole and can be restored, but the repository is damaged: {first}; {later}"
+                    ),
                 };
                 return Err(Failure::new(Kind::Damaged, message));
             }
@@ -74,24 +79,33 @@ pub async fn run(session: &Session, args: &Verify) -> Result<(), Failure> {
         bytes(outcome.bytes),
         span(session.clock.monotonic().saturating_sub(began)),
     ));
+    outcome.unseen.iter().for_each(|unseen| session.console.note(unseen));
     session.console.object(
         "verified",
         json!({ "backup": backup.to_string(), "level": word, "files": outcome.files, "bytes": outcome.bytes,
-            "packs": outcome.packs }),
+            "packs": outcome.packs, "unseen": outcome.unseen }),
     );
     Ok(())
 }
 
-/// Lists what was found. Returns the first of it, and how many more there are; `None`: nothing was.
+async fn find(session: &Session, args: &Verify) -> Result<(Repository, BackupId), Failure> {
+    let repo = open_repository(&args.repo).await?;
+    let backup = pick(session, &repo, &args.backup, &args.labels).await?;
+    Ok((repo, backup))
+}
+
+/// Lists what was found; of a backup whether all of it can be had all the same. Returns the first of it, and how many more there are; `None`: nothing was.
 fn tell_damage(
     session: &Session,
-    backup: Option<&str>,
+    backup: Option<(BackupId, bool)>,
     level: &str,
     found: &[impl AsRef<str> + Serialize],
 ) -> Option<String> {
     let first = found.first()?.as_ref();
     found.iter().for_each(|damage| session.console.answer(damage));
-    session.console.object("damage", json!({ "backup": backup, "level": level, "damage": found }));
+    let (backup, is_whole) = backup.map(|(id, is_whole)| (id.to_string(), is_whole)).unzip();
+    let object = json!({ "backup": backup, "whole": is_whole, "level": level, "damage": found });
+    session.console.object("damage", object);
     Some(match found.len() {
         1 => first.to_owned(),
         all => format!("{first} (and {} more)", all - 1),
@@ -103,9 +117,11 @@ async fn run_without_key(session: &Session, args: &Verify) -> Result<(), Failure
     if !matches!(args.level, None | Some(Level::Hash)) {
         return Err(Failure::new(Kind::Usage, "--without-key: only --level hash can do without one"));
     }
-    let store = open_store(&args.repo.repo.parse()?)?;
+    let subject = &format!("all objects of {} at level hash", place_text(&args.repo.repo));
+    let store = args.repo.repo.parse().map_err(Failure::from).and_then(|location| open_store(&location));
+    let store = session.recorded("verify", subject, store)?;
     let began = session.clock.monotonic();
-    let (subject, phases) = ("all objects at level hash", [Phase::Transferring]);
+    let phases = [Phase::Transferring];
     let report = session
         .run_job("verify", subject, &phases, full_share(), async |job, surroundings| {
             let report = verify_objects(store, job, surroundings).await?;
