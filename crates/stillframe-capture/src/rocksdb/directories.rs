@@ -122,6 +122,10 @@ impl Directories {
             return Ok(());
         }
         let mut fewest = self.count_missing(fold)?;
+        if fewest == 0 {
+            // The diary is not looked at: it may be anything.
+            return Ok(());
+        }
         let mut best: Option<Vec<PathBuf>> = None;
         for head in diaries(self.main(), settings)? {
             if fewest == 0 {
@@ -299,8 +303,8 @@ impl Directories {
         if logs_in_main {
             return Ok(None);
         }
-        // As a restore lays it out.
-        if lies_within(&path, main.path()) {
+        // As a restore lays it out, which names it in full.
+        if set.is_absolute() && lies_within(&path, main.path()) {
             return Ok(Some(path));
         }
         if !opened_here {
@@ -317,6 +321,12 @@ impl Directories {
         let last_opened =
             diaries(main, settings)?.into_iter().find_map(|head| head.db_paths.into_iter().next());
         match last_opened {
+            // What a path meant that was not given in full, only the program knows that gave it.
+            Some(last) if last.is_relative() || set.is_relative() => Err(needs(format!(
+                "its OPTIONS file names the log directory {}, and it was opened last as {}, from a directory that is in no file",
+                set.display(),
+                last.display()
+            ))),
             Some(last) if same_path(&last, main.path()) => Ok(Some(path)),
             Some(last) => Err(needs(format!(
                 "its OPTIONS file names the log directory {}, but it was opened last as {}: a copy, or it was moved",

@@ -200,6 +200,9 @@ fn a_copy_never_takes_the_log_directory_that_the_original_has_to_itself() {
     assert!(refused.to_string().contains(&original.display().to_string()), "{refused}");
     copy.write("LOG", b"a diary that says nothing\n");
     assert_eq!(flag(&copy.capture().unwrap_err()), "--wal-dir");
+    // Where a path that is not given in full led to is in no file.
+    copy.write_diary(std::path::Path::new("db"));
+    assert_eq!(flag(&copy.capture().unwrap_err()), "--wal-dir");
     // Whoever knows better says so.
     let told = |dir| CaptureOptions { wal_dir: Some(dir), ..CaptureOptions::default() };
     let capture = |dir: &std::path::Path| copy.capture_with(&told(dir.to_owned()), Sabotage::None);
@@ -235,6 +238,25 @@ fn half_a_record_before_an_empty_log_was_just_being_written() {
     assert_eq!(std::fs::metadata(target.join("000020.log")).unwrap().len(), log.len() as u64);
     assert!(snapshot.weakening[0].setting.ends_with("000020.log"));
     assert!(report.remarks[0].contains("younger logs go on"), "{:?}", report.remarks);
+}
+
+/// The engine resolves it from the directory in which its program was started, and something old may lie below the database.
+#[test]
+fn a_log_directory_that_is_not_named_in_full_is_not_looked_for_below_a_closed_database() {
+    let database = TestDatabase::new();
+    std::fs::create_dir(database.dir().join("wl")).unwrap();
+    std::fs::rename(database.dir().join("000020.log"), database.dir().join("wl/000020.log")).unwrap();
+    database.write("OPTIONS-000009", b"[DBOptions]\n  wal_dir=wl\n");
+    assert_eq!(flag(&database.capture().unwrap_err()), "--wal-dir");
+}
+
+/// Whatever it is, nobody asks it anything while all tables are where they should be.
+#[test]
+fn a_diary_that_cannot_be_read_does_not_matter() {
+    let database = TestDatabase::new();
+    database.remove("LOG");
+    std::fs::create_dir(database.dir().join("LOG")).unwrap();
+    assert!(database.capture().is_ok());
 }
 
 #[test]
