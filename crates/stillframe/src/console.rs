@@ -237,10 +237,15 @@ fn printable(text: &str) -> Cow<'_, str> {
 }
 
 fn escape_controls(text: &str, escape: impl Fn(char) -> String) -> Cow<'_, str> {
-    if !text.contains(char::is_control) {
+    if !text.contains(commands_a_terminal) {
         return Cow::Borrowed(text);
     }
-    Cow::Owned(text.chars().map(|c| if c.is_control() { escape(c) } else { c.to_string() }).collect())
+    Cow::Owned(text.chars().map(|c| if commands_a_terminal(c) { escape(c) } else { c.to_string() }).collect())
+}
+
+/// Control characters, and those that turn the direction of what follows: a name could show as another one.
+fn commands_a_terminal(c: char) -> bool {
+    c.is_control() || matches!(c, '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {

@@ -137,31 +137,28 @@ pub async fn pick(
 
 /// By name or id. A backup whose seal was lost may have the same name and be newer.
 async fn pick_named(session: &Session, repo: &Repository, text: &str) -> Result<BackupId, Failure> {
-    match repo.resolve(text).await {
-        Ok(id) if id.to_string().starts_with(text) => Ok(id),
+    let found = match repo.resolve(text).await {
+        Ok(id) if id.to_string() == text => return Ok(id),
+        found @ (Ok(_) | Err(stillframe_repo::Error::NotFound { .. })) => found,
+        Err(error) => return Err(error.into()),
+    };
+    let may_be_meant = |(id, manifest): (BackupId, Option<Manifest>)| {
+        let is_called = manifest.is_none_or(|manifest| manifest.draft.name.as_deref() == Some(text));
+        (is_called || id.to_string().starts_with(text)).then_some(id)
+    };
+    let others: Vec<BackupId> = repo.unsealed().await?.into_iter().filter_map(may_be_meant).collect();
+    match found {
         Ok(id) => {
-            let unsealed = repo.unsealed().await?;
-            let may_be_called = |manifest: &Option<Manifest>| {
-                manifest.as_ref().is_none_or(|manifest| manifest.draft.name.as_deref() == Some(text))
-            };
-            let others: Vec<BackupId> = unsealed
-                .into_iter()
-                .filter(|(_, manifest)| may_be_called(manifest))
-                .map(|(id, _)| id)
-                .collect();
             if !others.is_empty() {
                 session.console.warn(unfinished_words(&others));
             }
             Ok(id)
         }
-        Err(error @ stillframe_repo::Error::NotFound { .. }) => {
-            let unsealed = repo.unsealed().await?.into_iter().map(|(id, _)| id);
-            match unsealed.filter(|id| id.to_string().starts_with(text)).collect::<Vec<_>>().as_slice() {
-                [] => Err(error.into()),
-                others => Err(Failure::new(Kind::NoBackup, unfinished_words(others))),
-            }
+        Err(error) if others.is_empty() => Err(error.into()),
+        Err(error) => {
+            let message = format!("{error}; {}", unfinished_words(&others));
+            Err(Failure::new(Kind::NoBackup, message))
         }
-        Err(error) => Err(error.into()),
     }
 }
 

@@ -88,6 +88,25 @@ fn nothing_written_and_nothing_sealed_are_told_apart() {
     let sealed = scene.path("repo/sealed");
     std::fs::rename(sealed.join(second["id"].as_str().unwrap()), scene.path("seal")).unwrap();
     assert!(looks.iter().all(|words| warned(words)));
+    // The one that is asked for by what is its own.
+    let id = second["id"].as_str().unwrap();
+    let error = scene.bad(&["restore", &id[..12], "--to", "back"], 24);
+    assert!(error.contains(id) && error.contains("not sealed"), "{error}");
+    let named = |name: &str| scene.back_up(&["files:one", "--name", name])["id"].as_str().unwrap().to_owned();
+    let (solo, [older, newer]) = (named("solo"), [named("pair"), named("pair")]);
+    let lose = |id: &str| std::fs::rename(scene.path("repo/sealed").join(id), scene.path(id)).unwrap();
+    lose(&solo);
+    lose(&newer);
+    let error = scene.bad(&["verify", "solo"], 24);
+    assert!(error.contains(&solo) && error.contains("no backup \"solo\""), "{error}");
+    let found = scene.run(&["verify", "pair"]);
+    let said = [found.stdout, found.stderr].map(|text| String::from_utf8(text).unwrap());
+    assert!(found.status.success() && said[0].contains(&older) && said[1].contains(&newer), "{said:?}");
+    for id in [&solo, &newer] {
+        std::fs::remove_file(scene.path("repo/manifests").join(id)).unwrap();
+    }
+    std::fs::remove_file(scene.path("repo/sealed").join(&older)).unwrap();
+    std::fs::remove_file(scene.path("repo/manifests").join(&older)).unwrap();
     std::fs::rename(scene.path("seal"), sealed.join(second["id"].as_str().unwrap())).unwrap();
     std::fs::remove_dir_all(scene.path("repo/sealed")).unwrap();
     let said = "2 unfinished (written, not sealed)";
