@@ -1,5 +1,6 @@
 //! Getting chunks out of packs: located, fetched, decrypted, decompressed, and compared with their names.
 
+use std::borrow::Cow;
 use std::collections::VecDeque;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -18,8 +19,6 @@ use crate::{ChunkId, ChunkRef, Repository};
 
 /// Decoding less than this takes less time than handing it to another thread.
 const INLINE_BYTES: usize = 16 << 10;
-/// Bytes between two chunks that are read along rather than asked for around.
-const WORTH_A_REQUEST: u64 = 32 << 10;
 const MAX_REFRESHES: u32 = 64;
 
 /// Reads chunks. Cheap to clone.
@@ -88,7 +87,7 @@ impl ChunkReader {
                 Ok(bytes) => return Ok(Some(bytes)),
                 Err(error) => {
                     if let Error::Damaged { .. } = error {
-                        self.index.distrust().add(location.pack);
+                        self.index.distrust().add(location.pack, [*id]);
                     }
                     attempt.note(location, error);
                 }
@@ -100,7 +99,7 @@ impl ChunkReader {
     /// The chunk from this place, or why not.
     pub(crate) async fn read_at(&self, location: &Location) -> Result<Bytes> {
         let name = ObjectName::new(Kind::Pack, location.pack);
-        let stored = into_mut(self.io.get_range(name, location.offset..end_of(location)).await?);
+        let stored = into_mut(self.io.get_range(name, location.offset..location.end()).await?);
         if stored.len() <= INLINE_BYTES {
             return decode_chunk(&self.ring, location, stored);
         }
@@ -108,11 +107,23 @@ impl ChunkReader {
         blocking(move || decode_chunk(&ring, &location, stored)).await
     }
 
-    /// The bytes of chunks, in the order asked for. Those that lie close together in a pack are fetched with one request. Holds
-    /// at most three times their size.
+    /// The bytes of chunks, in the order asked for, which have the lengths that were asked for. See [`Self::read_all`].
     pub async fn read_group(&self, group: &[ChunkRef]) -> Result<VecDeque<Bytes>> {
         let ids: Vec<ChunkId> = group.iter().map(|chunk| chunk.id).collect();
-        let located = self.index.locate_all(&ids)?;
+        let read = self.read_all(&ids).await?;
+        match read.iter().zip(group).find(|(bytes, chunk)| bytes.len() as u64 != chunk.length) {
+            Some((bytes, chunk)) => {
+                let why = format!("chunk {} has {} bytes, not {}", chunk.id, bytes.len(), chunk.length);
+                Err(Error::inconsistent("content", why))
+            }
+            None => Ok(read),
+        }
+    }
+
+    /// The bytes of chunks, in the order asked for. Those that lie close together in a pack are fetched with one request. Holds
+    /// at most three times their size.
+    pub(crate) async fn read_all(&self, ids: &[ChunkId]) -> Result<VecDeque<Bytes>> {
+        let located = self.index.locate_all(ids)?;
         let mut places: Vec<(usize, Location)> = located
             .into_iter()
             .enumerate()
@@ -120,38 +131,35 @@ impl ChunkReader {
             .collect();
         places.sort_by_key(|(_, place)| (place.pack, place.offset));
         let mut stored = Vec::with_capacity(places.len());
-        for run in places.chunk_by(|(_, last), (_, next)| is_close(last, next)) {
-            stored.extend(self.fetch_run(run).await);
+        for run in places.chunk_by(|(_, last), (_, next)| last.is_close_to(next)) {
+            // None of them, if that fails: then each is tried for itself, and its own error is told.
+            stored.extend(self.fetch_run(run).await.unwrap_or_default());
         }
-        let mut decoded: Vec<Option<Bytes>> = vec![None; group.len()];
+        let mut decoded: Vec<Option<Bytes>> = vec![None; ids.len()];
         for (at, bytes) in self.decode_all(stored).await? {
             if let Some(slot) = decoded.get_mut(at) {
                 *slot = Some(bytes);
             }
         }
-        let mut result = VecDeque::with_capacity(group.len());
-        for (bytes, chunk) in decoded.into_iter().zip(group) {
+        let mut result = VecDeque::with_capacity(ids.len());
+        for (bytes, id) in decoded.into_iter().zip(ids) {
             // What did not come out well is read from wherever else it is.
-            let bytes = match bytes {
+            result.push_back(match bytes {
                 Some(bytes) => bytes,
-                None => self.read(&chunk.id).await?,
-            };
-            if bytes.len() as u64 != chunk.length {
-                let why = format!("chunk {} has {} bytes, not {}", chunk.id, bytes.len(), chunk.length);
-                return Err(Error::inconsistent("content", why));
-            }
-            result.push_back(bytes);
+                None => self.read(id).await?,
+            });
         }
         Ok(result)
     }
 
-    /// Chunks of one pack in the order of their places there, with one request. None of them, if that fails: then each is
-    /// tried for itself, and its own error is told.
-    async fn fetch_run(&self, run: &[(usize, Location)]) -> Vec<(usize, Location, BytesMut)> {
-        let (Some((_, first)), Some((_, last))) = (run.first(), run.last()) else { return Vec::new() };
+    /// Chunks of one pack in the order of their places there, sealed as they are, with one request.
+    pub(crate) async fn fetch_run(
+        &self,
+        run: &[(usize, Location)],
+    ) -> Result<Vec<(usize, Location, BytesMut)>> {
+        let (Some((_, first)), Some((_, last))) = (run.first(), run.last()) else { return Ok(Vec::new()) };
         let name = ObjectName::new(Kind::Pack, first.pack);
-        let Ok(bytes) = self.io.get_range(name, first.offset..end_of(last)).await else { return Vec::new() };
-        let mut rest = into_mut(bytes);
+        let mut rest = into_mut(self.io.get_range(name, first.offset..last.end()).await?);
         let mut start = first.offset;
         let mut stored = Vec::with_capacity(run.len());
         for (at, place) in run {
@@ -160,9 +168,9 @@ impl ChunkReader {
             drop(rest.split_to(skipped));
             let bytes = rest.split_to(part(place.entry.stored_len.into()).min(rest.len()));
             stored.push((*at, place.clone(), bytes));
-            start = end_of(place);
+            start = place.end();
         }
-        stored
+        Ok(stored)
     }
 
     /// Decodes chunks on a thread that may block. Those that cannot be decoded are missing in the result.
@@ -177,16 +185,6 @@ impl ChunkReader {
         };
         if size <= INLINE_BYTES { Ok(decode()) } else { blocking(move || Ok(decode())).await }
     }
-}
-
-fn end_of(place: &Location) -> u64 {
-    place.offset + u64::from(place.entry.stored_len)
-}
-
-/// Whether `next` comes after `last` in the same pack, with nothing between them that would not be worth reading along.
-fn is_close(last: &Location, next: &Location) -> bool {
-    let end = end_of(last);
-    next.pack == last.pack && (end..=end + WORTH_A_REQUEST).contains(&next.offset)
 }
 
 /// What was tried for one chunk, and what came of it.
@@ -221,28 +219,48 @@ impl Attempt {
 }
 
 /// A chunk out of its stored form. Costs at most the memory that its table entry, which is bounded, announces.
-pub(crate) fn decode_chunk(ring: &KeyRing, location: &Location, mut stored: BytesMut) -> Result<Bytes> {
+pub(crate) fn decode_chunk(ring: &KeyRing, location: &Location, sealed: BytesMut) -> Result<Bytes> {
+    let stored = unseal(ring, location, sealed)?;
+    Ok(match unpack(ring, location, &stored)? {
+        Cow::Owned(plain) => plain.into(),
+        Cow::Borrowed(_) => stored.freeze(),
+    })
+}
+
+/// The stored form of a chunk, not sealed any more, whose content is certain to be what its name stands for.
+pub(crate) fn open_chunk(ring: &KeyRing, location: &Location, sealed: BytesMut) -> Result<BytesMut> {
+    let stored = unseal(ring, location, sealed)?;
+    unpack(ring, location, &stored)?;
+    Ok(stored)
+}
+
+fn unseal(ring: &KeyRing, location: &Location, mut sealed: BytesMut) -> Result<BytesMut> {
     let name = ObjectName::new(Kind::Pack, location.pack);
-    let entry = &location.entry;
-    let damaged = |why: &str| {
-        Error::damaged(&name, format!("chunk {} at position {}: {why}", entry.id, location.position))
-    };
     let header = Header { name, repository: ring.repository, epoch: location.epoch, salt: location.salt };
     let key = ObjectKey::derive(ring, &header)?;
-    let len = key
-        .open(u64::from(location.position), &mut stored)
-        .ok_or_else(|| damaged("it does not decrypt"))?
-        .len();
-    stored.truncate(len);
+    let opened = key.open(u64::from(location.position), &mut sealed);
+    let len = opened.ok_or_else(|| damaged(location, "it does not decrypt"))?.len();
+    sealed.truncate(len);
+    Ok(sealed)
+}
+
+fn unpack<'a>(ring: &KeyRing, location: &Location, stored: &'a [u8]) -> Result<Cow<'a, [u8]>> {
+    let entry = &location.entry;
     let plain_len = usize::try_from(entry.plain_len).unwrap_or(usize::MAX);
     let plain = match entry.compression {
-        Compression::Raw => stored.freeze(),
+        Compression::Raw => Cow::Borrowed(stored),
         Compression::Zstd => {
-            decompress(&stored, plain_len).ok_or_else(|| damaged("it does not decompress"))?.into()
+            let plain = decompress(stored, plain_len);
+            Cow::Owned(plain.ok_or_else(|| damaged(location, "it does not decompress"))?)
         }
     };
     if plain.len() != plain_len || ring.chunk_id(&plain) != entry.id {
-        return Err(damaged("its bytes are not those that its name stands for"));
+        return Err(damaged(location, "its bytes are not those that its name stands for"));
     }
     Ok(plain)
+}
+
+fn damaged(location: &Location, why: &str) -> Error {
+    let name = ObjectName::new(Kind::Pack, location.pack);
+    Error::damaged(&name, format!("chunk {} at position {}: {why}", location.entry.id, location.position))
 }

@@ -44,6 +44,16 @@ pub enum Error {
         /// The newest that this version reads.
         supported: u64,
     },
+    /// A backup has a source of a form that this version cannot walk, so nobody can say which chunks it needs. Use a newer Stillframe.
+    #[error(
+        "{object}: its source {source_name:?} has a form that this program does not know: use a newer Stillframe"
+    )]
+    NewerForm {
+        /// The manifest.
+        object: String,
+        /// The source.
+        source_name: String,
+    },
     /// The bytes of an object are not what was written. Verify the repository; other objects are not affected.
     #[error("{object} is damaged: {why}")]
     Damaged {

@@ -1,5 +1,6 @@
 //! Which chunk is where: the local cache, kept up with the index segments and packs of the store.
 
+use std::collections::HashSet;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -16,12 +17,12 @@ use crate::key_ring::KeyRing;
 use crate::layout::{Kind, ObjectName};
 use crate::object_io::{Listed, ObjectIo};
 use crate::pack_table::PackTable;
-use crate::{ChunkId, ObjectId};
+use crate::{ChunkId, ObjectId, PackId};
 
 /// How much of a pack's end is read at first: enough for the tables of most.
 const TAIL_LEN: u64 = 16 << 10;
 /// Requests at a time.
-const CONCURRENCY: usize = 4;
+pub(crate) const CONCURRENCY: usize = 4;
 
 /// The index of one repository.
 #[derive(Debug)]
@@ -39,6 +40,10 @@ impl Index {
     pub(crate) fn new(ring: Arc<KeyRing>, io: ObjectIo, cache: IndexCache, distrust: Distrust) -> Self {
         let (cache, refreshing) = (Arc::new(cache), tokio::sync::Mutex::new(()));
         Self { ring, io, cache, distrust, refreshing, refreshes: AtomicU64::new(0) }
+    }
+
+    pub(crate) fn io(&self) -> &ObjectIo {
+        &self.io
     }
 
     /// Packs that were found damaged.
@@ -67,6 +72,13 @@ impl Index {
     pub(crate) async fn refresh_since(&self, refreshes: u64) -> Result<()> {
         let guard = self.refreshing.lock().await;
         if self.refreshes() == refreshes { self.refresh_locked(&guard).await } else { Ok(()) }
+    }
+
+    /// Those of `packs` (sorted) whose tables are not known after a refresh: they could not be read.
+    pub(crate) async fn unknown_packs(&self, packs: &[Listed]) -> Result<HashSet<PackId>> {
+        let (cache, packs) = (Arc::clone(&self.cache), packs.to_vec());
+        let unknown = blocking(move || cache.reconcile_packs(&packs)).await?;
+        Ok(unknown.into_iter().map(|pack| pack.id).collect())
     }
 
     /// Lists packs and segments, forgets what is gone and learns what is new: from segments, and for packs that no
@@ -155,7 +167,7 @@ impl Index {
         blocking(move || cache.load(&mut loader, IndexLoader::commit)).await
     }
 
-    async fn fetch_segment(&self, id: ObjectId) -> Result<(ObjectId, Option<Vec<PackTable>>)> {
+    pub(crate) async fn fetch_segment(&self, id: ObjectId) -> Result<(ObjectId, Option<Vec<PackTable>>)> {
         let name = ObjectName::new(Kind::Index, id);
         let tables = match self.io.get(name).await {
             Ok(bytes) => index_segment::decode(&self.ring, name, &bytes),
@@ -164,7 +176,7 @@ impl Index {
         Ok((id, tolerate(tables)?))
     }
 
-    async fn fetch_footer(&self, pack: Listed) -> Result<Option<PackTable>> {
+    pub(crate) async fn fetch_footer(&self, pack: Listed) -> Result<Option<PackTable>> {
         tolerate(read_pack_table(&self.io, &self.ring, pack).await)
     }
 

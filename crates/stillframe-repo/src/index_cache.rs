@@ -30,6 +30,9 @@ const BUSY_TIMEOUT: Duration = Duration::from_mins(1);
 /// How much of a chunk id is the key of its rows; the check covers all of it.
 pub(crate) const PREFIX_LEN: usize = 16;
 
+/// Bytes between two chunks that are read along rather than asked for around.
+const WORTH_A_REQUEST: u64 = 32 << 10;
+
 const SCHEMA: &str = "
     CREATE TABLE identity(repository BLOB NOT NULL, proof INTEGER NOT NULL);
     CREATE TABLE pack(number INTEGER PRIMARY KEY AUTOINCREMENT, id BLOB NOT NULL UNIQUE, epoch INTEGER NOT NULL,
@@ -64,6 +67,16 @@ impl Location {
             offset,
             entry: *entry,
         })
+    }
+
+    /// Behind the chunk's last byte.
+    pub(crate) fn end(&self) -> u64 {
+        self.offset + u64::from(self.entry.stored_len)
+    }
+
+    /// Whether `next` comes after it in the same pack, with nothing between them that would not be worth reading along.
+    pub(crate) fn is_close_to(&self, next: &Self) -> bool {
+        next.pack == self.pack && (self.end()..=self.end() + WORTH_A_REQUEST).contains(&next.offset)
     }
 
     /// What the row must carry to be believed. SQLite's integers are signed.

@@ -1,6 +1,6 @@
-//! `marks/<id>`: the packs that a running sweep is going to delete. Writers only read them.
+//! `marks/<id>`: the packs that a running sweep is going to delete. Sweepers put them, writers only read them.
 
-use std::collections::HashSet;
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 
 use bytes::Bytes;
 use stillframe_storage::object_store::PutPayload;
@@ -14,15 +14,7 @@ use crate::object_io::ObjectIo;
 use crate::{ObjectId, PackId};
 
 /// Seals a mark.
-#[cfg_attr(
-    not(test),
-    expect(dead_code, reason = "sweepers write marks; this version has none outside its tests")
-)]
-pub(crate) fn encode(
-    ring: &KeyRing,
-    name: ObjectName,
-    packs: &std::collections::BTreeSet<PackId>,
-) -> PutPayload {
+pub(crate) fn encode(ring: &KeyRing, name: ObjectName, packs: &BTreeSet<PackId>) -> PutPayload {
     let mut body = Vec::with_capacity(packs.len() * 16 + 4);
     let count = u32::try_from(packs.len()).expect("a mark of 64 MiB holds 4 million packs");
     body.extend_from_slice(&count.to_le_bytes());
@@ -48,16 +40,17 @@ fn decode_body(body: &[u8]) -> Option<Vec<PackId>> {
     packs.filter(|packs| packs.is_sorted_by(|a, b| a < b))
 }
 
-/// The packs of `among` that some mark names. With `None`, all that any mark names.
+/// The packs that any mark names.
+pub(crate) async fn marked(io: &ObjectIo, ring: &KeyRing) -> Result<HashSet<PackId>> {
+    Ok(read_all(io, ring).await?.into_values().flatten().collect())
+}
+
+/// All marks with the packs that they name.
 ///
-/// A mark that vanishes between list and read is passed over: its packs are gone by then, which the list of packs shows. One
+/// One that vanishes between list and read is given without packs: they are gone by then, which the list of packs shows. One
 /// that cannot be read stops the caller: nobody can say which packs it protects from being relied on.
-pub(crate) async fn marked(
-    io: &ObjectIo,
-    ring: &KeyRing,
-    among: Option<&HashSet<PackId>>,
-) -> Result<HashSet<PackId>> {
-    let mut marked = HashSet::new();
+pub(crate) async fn read_all(io: &ObjectIo, ring: &KeyRing) -> Result<BTreeMap<ObjectId, Vec<PackId>>> {
+    let mut marks = BTreeMap::new();
     for listed in io.list(Kind::Mark).await? {
         let name = ObjectName::new(Kind::Mark, listed.id);
         let packs = match io.get(name).await {
@@ -68,12 +61,12 @@ pub(crate) async fn marked(
                 },
                 error => error,
             })?,
-            Err(error) if error.is_absent() => continue,
+            Err(error) if error.is_absent() => Vec::new(),
             Err(error) => return Err(error),
         };
-        marked.extend(packs.into_iter().filter(|pack| among.is_none_or(|among| among.contains(pack))));
+        marks.insert(listed.id, packs);
     }
-    Ok(marked)
+    Ok(marks)
 }
 
 #[cfg(test)]

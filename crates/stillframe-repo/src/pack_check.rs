@@ -1,5 +1,6 @@
 //! Reading one stored object from end to end: its hash, and the chunks in it that somebody needs.
 
+use std::collections::HashSet;
 use std::sync::Arc;
 
 use bytes::{Bytes, BytesMut};
@@ -37,6 +38,8 @@ pub(crate) struct PackCheck {
     pub(crate) pack: PackId,
     pub(crate) bytes_read: u64,
     pub(crate) fault: Option<PackFault>,
+    /// Chunks that came out of it, if that was asked for.
+    pub(crate) decoded: HashSet<ChunkId>,
 }
 
 /// Reads a pack once and compares its hash; decodes `needed`, too, when asked to, or when the hash shows damage.
@@ -50,6 +53,7 @@ pub(crate) async fn check_pack(
 ) -> Result<PackCheck> {
     let name = ObjectName::new(Kind::Pack, pack);
     let size = needed.first().map_or(0, |first| first.pack_size);
+    let decoded = if decode { needed.iter().map(|place| place.entry.id).collect() } else { HashSet::new() };
     let needed: Arc<[Location]> = needed.into();
     let mut bytes_read = size;
     let mut scan =
@@ -67,7 +71,7 @@ pub(crate) async fn check_pack(
         }
     };
     tracing::debug!(%pack, bytes = bytes_read, sound = fault.is_none(), "read a pack");
-    Ok(PackCheck { pack, bytes_read, fault })
+    Ok(PackCheck { pack, bytes_read, fault, decoded })
 }
 
 /// Checks the frame of any stored object, which needs no keys. `None`: it is as it was written.

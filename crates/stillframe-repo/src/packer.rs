@@ -27,7 +27,7 @@ use crate::{ChunkId, ObjectId, PackId};
 /// Packs in memory at a time: one that is being filled and two on their way.
 const PACKS_IN_MEMORY: usize = 3;
 /// A pack is full with so many chunks, however small they are: what is kept of each until the index has it is bounded.
-const PACK_CHUNKS: usize = 16_384;
+pub(crate) const PACK_CHUNKS: usize = 16_384;
 
 /// With a bandwidth limit, how much is paid for at a time: what is waiting is seen to shrink while a large pack goes out.
 const PAID_AT_ONCE: u64 = 256 << 10;
@@ -56,7 +56,8 @@ pub(crate) struct Packer {
     unpublished: Mutex<Vec<PackTable>>,
     failed: AtomicBool,
     failure: Mutex<Option<Error>>,
-    packs: AtomicU64,
+    /// Those that are stored, with their lengths.
+    sizes: Mutex<HashMap<PackId, u64>>,
     bytes_stored: AtomicU64,
     /// Bytes before compression that were appended and are not sent yet.
     waiting: AtomicU64,
@@ -117,7 +118,7 @@ impl Packer {
             unpublished: Mutex::default(),
             failed: AtomicBool::new(false),
             failure: Mutex::default(),
-            packs: AtomicU64::new(0),
+            sizes: Mutex::default(),
             bytes_stored: AtomicU64::new(0),
             waiting: AtomicU64::new(0),
             on_stored,
@@ -126,7 +127,12 @@ impl Packer {
 
     /// Packs stored so far, and their bytes.
     pub(crate) fn stored(&self) -> (u64, u64) {
-        (self.packs.load(Ordering::Relaxed), self.bytes_stored.load(Ordering::Relaxed))
+        (lock(&self.sizes).len() as u64, self.bytes_stored.load(Ordering::Relaxed))
+    }
+
+    /// The length of a pack that this write has stored.
+    pub(crate) fn size_of(&self, pack: PackId) -> Option<u64> {
+        lock(&self.sizes).get(&pack).copied()
     }
 
     /// Bytes of chunks, before compression, that are on their way.
@@ -150,6 +156,11 @@ impl Packer {
     fn fail(&self, error: Error) {
         lock(&self.failure).get_or_insert(error);
         self.failed.store(true, Ordering::Release);
+    }
+
+    /// What these packs had is not stored.
+    pub(crate) fn forget(&self, packs: &[PackId]) {
+        lock(&self.recent).packs.retain(|_, pack| !packs.contains(pack));
     }
 
     /// The pack of a chunk that this write has stored or is about to.
@@ -232,13 +243,13 @@ impl Packer {
     }
 
     async fn upload(self: Arc<Self>, table: PackTable, payload: PutPayload, turn: Turn) {
-        let size = table.size;
+        let (pack, size) = (table.pack, table.size);
         let stored = self.put_pack(&table, payload).await;
         drop(turn);
         let result = match stored {
             Ok(()) => {
                 tracing::debug!(pack = %table.pack, bytes = size, chunks = table.entries.len(), "stored a pack");
-                self.packs.fetch_add(1, Ordering::Relaxed);
+                lock(&self.sizes).insert(pack, size);
                 self.bytes_stored.fetch_add(size, Ordering::Relaxed);
                 (self.on_stored)(size);
                 self.publish_when_due(table).await

@@ -5,7 +5,7 @@ use tokio_util::sync::CancellationToken;
 use crate::content_reader::children;
 use crate::error::{Error, Result};
 use crate::index_cache::Location;
-use crate::{ChunkRef, ContentRef, Repository};
+use crate::{ContentRef, Repository};
 
 /// Looked up together. Nodes among them are fetched together, so this also bounds what is held: each may have a thousand children.
 const BATCH: usize = 128;
@@ -45,7 +45,7 @@ impl Repository {
             for (content, places) in batch.into_iter().zip(&located) {
                 let trusted = |place: &&Location| !distrusted.contains(&place.pack) && fits(&content, place);
                 match places.iter().find(trusted) {
-                    Some(place) if content.level > 0 => nodes.push((content, place.entry.plain_len.into())),
+                    Some(_) if content.level > 0 => nodes.push(content),
                     Some(_) => {}
                     // Looks once more, since a sweep may be moving it, or only its neighbours may be damaged, and says what is wrong.
                     None => {
@@ -59,9 +59,8 @@ impl Repository {
                     }
                 }
             }
-            let group: Vec<_> =
-                nodes.iter().map(|(node, length)| ChunkRef { id: node.id, length: *length }).collect();
-            for ((node, _), bytes) in nodes.iter().zip(chunks.read_group(&group).await?) {
+            let ids: Vec<_> = nodes.iter().map(|node| node.id).collect();
+            for (node, bytes) in nodes.iter().zip(chunks.read_all(&ids).await?) {
                 open.extend(children(node, &bytes)?);
             }
         }

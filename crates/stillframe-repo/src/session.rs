@@ -1,7 +1,7 @@
 //! Putting content into the repository: one round of one write.
 
-use std::collections::HashSet;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::collections::{HashMap, HashSet};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 
 use crate::compression::with_compressed;
@@ -23,9 +23,10 @@ pub struct WriteSession {
     base: Option<BackupId>,
     /// Packs that a sweeper is going to delete, or that are gone.
     excluded: Arc<HashSet<PackId>>,
-    /// Packs that the backup will need.
-    relied: Mutex<HashSet<PackId>>,
-    took_over: AtomicBool,
+    /// Packs that the backup will need, with the lengths that they were written with, where this write did not write them.
+    relied: Mutex<HashMap<PackId, Option<u64>>>,
+    /// Content of the base that is part of this backup.
+    taken_over: Mutex<Vec<ContentRef>>,
     /// False when the round is over. Held for reading by every put.
     open: RwLock<bool>,
     bytes_read: AtomicU64,
@@ -58,7 +59,7 @@ impl WriteSession {
             base,
             excluded,
             relied: Mutex::default(),
-            took_over: AtomicBool::new(false),
+            taken_over: Mutex::default(),
             open: RwLock::new(true),
             bytes_read: AtomicU64::new(0),
             bytes_taken_over: AtomicU64::new(0),
@@ -92,16 +93,16 @@ impl WriteSession {
         }
         let chunk = ChunkRef { id: self.ring.chunk_id(bytes), length: u64::from(plain_len) };
         self.bytes_read.fetch_add(chunk.length, Ordering::Relaxed);
-        if let Some(pack) = self.find(&chunk)? {
-            self.rely_on_known(pack);
+        if let Some((pack, size)) = self.find(&chunk)? {
+            self.rely_on_known(pack, size);
             return Ok(chunk);
         }
         let append =
             |compression, stored: &[u8]| self.packer.append(chunk.id, plain_len, compression, stored);
         match with_compressed(bytes, self.level, append)? {
-            Appended::Known(pack) => self.rely_on_known(pack),
+            Appended::Known(pack) => self.rely_on_known(pack, None),
             Appended::New(pack) => {
-                self.rely_on(pack);
+                self.rely_on(pack, None);
                 self.chunks_new.fetch_add(1, Ordering::Relaxed);
                 self.bytes_new.fetch_add(chunk.length, Ordering::Relaxed);
             }
@@ -124,7 +125,7 @@ impl WriteSession {
         if self.base.is_none() {
             return Err(Error::Invalid("there is no base backup to take anything over from".into()));
         }
-        self.took_over.store(true, Ordering::Release);
+        self.taken_over.lock().unwrap_or_else(PoisonError::into_inner).push(*content);
         self.bytes_taken_over.fetch_add(content.length, Ordering::Relaxed);
         Ok(())
     }
@@ -164,32 +165,40 @@ impl WriteSession {
     }
 
     /// The packs that the backup needs.
-    pub(crate) fn relied(&self) -> HashSet<PackId> {
+    pub(crate) fn relied(&self) -> HashMap<PackId, Option<u64>> {
         self.relied.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// Whether the backup needs the base's manifest to have been there.
     pub(crate) fn needs_base(&self) -> bool {
-        self.took_over.load(Ordering::Acquire)
+        !self.taken_over.lock().unwrap_or_else(PoisonError::into_inner).is_empty()
     }
 
-    /// A pack that has the chunk and may be relied on.
-    fn find(&self, chunk: &ChunkRef) -> Result<Option<PackId>> {
+    /// What was taken over from it.
+    pub(crate) fn taken_over(&self) -> Vec<ContentRef> {
+        self.taken_over.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// A pack that has the chunk and may be relied on, with its length if another write has written it.
+    fn find(&self, chunk: &ChunkRef) -> Result<Option<(PackId, Option<u64>)>> {
         if let Some(pack) = self.packer.recent(&chunk.id) {
-            return Ok(Some(pack));
+            return Ok(Some((pack, None)));
         }
         let locations = self.index.locate(&chunk.id)?;
         let usable = |pack: &PackId| !self.excluded.contains(pack);
         let fits = locations.into_iter().filter(|place| u64::from(place.entry.plain_len) == chunk.length);
-        Ok(fits.map(|place| place.pack).find(usable))
+        let found = fits.map(|place| (place.pack, Some(place.pack_size))).find(|(pack, _)| usable(pack));
+        Ok(found)
     }
 
-    fn rely_on_known(&self, pack: PackId) {
-        self.rely_on(pack);
+    fn rely_on_known(&self, pack: PackId, size: Option<u64>) {
+        self.rely_on(pack, size);
         self.chunks_known.fetch_add(1, Ordering::Relaxed);
     }
 
-    fn rely_on(&self, pack: PackId) {
-        self.relied.lock().unwrap_or_else(PoisonError::into_inner).insert(pack);
+    fn rely_on(&self, pack: PackId, size: Option<u64>) {
+        let mut relied = self.relied.lock().unwrap_or_else(PoisonError::into_inner);
+        let known = relied.entry(pack).or_default();
+        *known = known.or(size);
     }
 }

@@ -1,196 +1,89 @@
-//! The writer against a sweeper that is as real as the tests need: marks are put between the writer's steps, packs vanish,
-//! bases are forgotten. The sweeper here follows `docs/format.md`; the one for users comes with pruning.
+//! Writer against sweeper, step by step: marks are put between the writer's steps, packs vanish, bases are forgotten.
 
 #![allow(clippy::unwrap_used, reason = "a test stops at what it did not expect")]
 
-use std::collections::{BTreeSet, HashMap, HashSet};
+use std::collections::{BTreeSet, HashMap};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 use stillframe_storage::object_store::memory::InMemory;
 use stillframe_storage::object_store::{ObjectStore, ObjectStoreExt};
 
-use crate::envelope::{Header, ObjectKey, TAG_LEN, frame};
-use crate::index::read_pack_table;
 use crate::layout::{Kind, ObjectName};
-use crate::pack_table::{PackEntry, PackTable};
+use crate::prune::{RescueFailure, Survey, Sweep};
 use crate::test_support::fault_store::{FaultStore, Hook};
 use crate::test_support::{
     Files, PACK_SIZE, assert_all_whole, clock, describe, files, init, open, read, write, write_with,
 };
 use crate::{
-    BackupId, ChunkId, ContentRef, Error, FileKind, ManifestDraft, ObjectId, PackId, Repository, Result,
+    BackupId, Error, ManifestDraft, ObjectId, PackId, PruneOptions, PruneOutcome, Repository, Result,
     SourceManifest, WriteOptions, WriteSession, mark,
 };
 
-/// All chunks that the backup's manifest leads to.
-async fn chunks_of(repository: &Repository, id: BackupId) -> Result<HashSet<ChunkId>> {
-    let bytes = repository.io().get(ObjectName::new(Kind::Manifest, id)).await?;
-    let manifest = crate::Manifest::decode(repository.ring(), id, &bytes)?;
-    let mut chunks = HashSet::new();
-    let mut contents: Vec<ContentRef> = Vec::new();
-    for source in &manifest.draft.sources {
-        contents.extend([source.snapshot, source.files]);
-        let mut list = repository.files(source.files);
-        while let Some(entry) = list.next().await? {
-            if let FileKind::File { content } = entry.kind {
-                contents.push(content);
-            }
-        }
-    }
-    for content in contents {
-        let mut leaves = repository.leaves(content);
-        while let Some(node) = leaves.step().await? {
-            chunks.insert(node.id);
-        }
-    }
-    Ok(chunks)
+fn quick() -> PruneOptions {
+    PruneOptions { pause: Duration::from_millis(1), ..PruneOptions::new(clock()) }
 }
 
+/// The sweeper, one step at a time.
 struct Sweeper {
     repository: Repository,
-    /// Condemns packs that are in use, too, as repacking does.
-    repack: bool,
+    options: PruneOptions,
 }
 
 /// What stands between the sweeper's two halves.
-struct Sweep {
-    own: ObjectId,
-    marks_before: Vec<ObjectId>,
-    condemned: BTreeSet<PackId>,
+struct Marked {
+    own: ObjectName,
+    survey: Survey,
 }
 
 impl Sweeper {
-    async fn live(&self) -> Result<HashSet<ChunkId>> {
-        let mut live = HashSet::new();
-        for listed in self.repository.io().list(Kind::Manifest).await? {
-            match chunks_of(&self.repository, listed.id).await {
-                Ok(chunks) => live.extend(chunks),
-                Err(error) if error.is_absent() => {}
-                Err(error) => return Err(error),
-            }
+    /// With `repack` it condemns every pack, also those that are in use.
+    fn new(repository: Repository, repack: bool) -> Self {
+        let mut options = quick();
+        if repack {
+            options.min_live_percent = 101;
         }
-        Ok(live)
-    }
-
-    async fn tables(&self) -> Result<Vec<PackTable>> {
-        let (io, ring) = (self.repository.io(), self.repository.ring());
-        let mut tables = Vec::new();
-        for listed in io.list(Kind::Pack).await? {
-            match read_pack_table(io, ring, listed).await {
-                Ok(table) => tables.push(table),
-                Err(error) if error.is_absent() => {}
-                Err(error) => return Err(error),
-            }
-        }
-        Ok(tables)
+        Self { repository, options }
     }
 
     /// Steps 1 and 2. `None`: there is nothing to do, or another sweeper was seen.
-    async fn mark(&self) -> Result<Option<Sweep>> {
-        let (io, ring) = (self.repository.io(), self.repository.ring());
-        let marks_before: Vec<ObjectId> = io.list(Kind::Mark).await?.iter().map(|listed| listed.id).collect();
-        let marked = mark::marked(io, ring, None).await?;
-        let live = self.live().await?;
-        let is_dead = |table: &PackTable| !table.entries.iter().any(|entry| live.contains(&entry.id));
-        let tables = self.tables().await?;
-        let mut condemned: BTreeSet<PackId> = tables
-            .iter()
-            .filter(|table| is_dead(table) || (self.repack && table.pack.0[0] % 2 == 0))
-            .map(|table| table.pack)
-            .collect();
-        condemned.extend(marked);
-        if condemned.is_empty() && marks_before.is_empty() {
+    async fn mark(&self) -> Result<Option<Marked>> {
+        let mut sweep = Sweep::new(&self.repository, &self.options)?;
+        let survey = sweep.survey().await?;
+        if survey.condemned.is_empty() {
             return Ok(None);
         }
-        let own = ObjectId::random();
-        let name = ObjectName::new(Kind::Mark, own);
-        io.put(name, mark::encode(ring, name, &condemned)).await?;
-        let newcomer =
-            io.list(Kind::Mark).await?.iter().any(|l| l.id != own && !marks_before.contains(&l.id));
-        if newcomer {
-            io.delete(name).await?;
-            return Ok(None);
-        }
-        Ok(Some(Sweep { own, marks_before, condemned }))
-    }
-
-    /// Steps 3 to 5.
-    async fn delete(&self, sweep: Sweep) -> Result<()> {
-        self.rescue(&sweep).await?;
-        self.remove(sweep).await
+        Ok(sweep.mark(&survey).await?.map(|own| Marked { own, survey }))
     }
 
     /// Step 3.
-    async fn rescue(&self, sweep: &Sweep) -> Result<()> {
-        let live = self.live().await?;
-        let tables = self.tables().await?;
-        let outside: HashSet<ChunkId> = tables
-            .iter()
-            .filter(|table| !sweep.condemned.contains(&table.pack))
-            .flat_map(|table| table.entries.iter().map(|entry| entry.id))
-            .collect();
-        let inside: HashSet<ChunkId> = tables
-            .iter()
-            .filter(|table| sweep.condemned.contains(&table.pack))
-            .flat_map(|table| table.entries.iter().map(|entry| entry.id))
-            .collect();
-        let to_copy: Vec<ChunkId> =
-            live.iter().filter(|id| inside.contains(id) && !outside.contains(id)).copied().collect();
-        if !to_copy.is_empty() {
-            let table = self.copy(&to_copy).await?;
-            self.repository.index().publish(vec![table]).await?;
-        }
-        Ok(())
+    async fn rescue(&self, marked: &Marked) -> Result<()> {
+        let mut sweep = Sweep::new(&self.repository, &self.options)?;
+        sweep.rescue(&marked.survey).await.map_err(|failure| match failure {
+            RescueFailure::Pack(_, error) | RescueFailure::Other(error) => error,
+        })
     }
 
     /// Steps 4 and 5.
-    async fn remove(&self, sweep: Sweep) -> Result<()> {
-        let io = self.repository.io();
-        for pack in &sweep.condemned {
-            io.delete(ObjectName::new(Kind::Pack, *pack)).await?;
-        }
-        for id in std::iter::once(sweep.own).chain(sweep.marks_before) {
-            io.delete(ObjectName::new(Kind::Mark, id)).await?;
-        }
-        Ok(())
+    async fn remove(&self, marked: Marked) -> Result<()> {
+        let sweep = Sweep::new(&self.repository, &self.options)?;
+        sweep.remove(marked.own, marked.survey, &mut PruneOutcome::default()).await
     }
 
-    async fn copy(&self, chunks: &[ChunkId]) -> Result<PackTable> {
-        let ring = self.repository.ring();
-        let name = ObjectName::new(Kind::Pack, ObjectId::random());
-        let header = Header::new(ring, name);
-        let key = ObjectKey::derive(ring, &header)?;
-        let (mut entries, mut parts) = (Vec::new(), Vec::new());
-        for (position, id) in (0..).zip(chunks) {
-            let mut stored = self.repository.read_chunk(id).await?.to_vec();
-            let plain_len = u32::try_from(stored.len()).unwrap();
-            key.seal(position, &mut stored);
-            let stored_len = plain_len + u32::try_from(TAG_LEN).unwrap();
-            let compression = crate::compression::Compression::Raw;
-            entries.push(PackEntry { id: *id, stored_len, plain_len, compression });
-            parts.push(stored.into());
-        }
-        parts.push(PackTable::encode_footer(&key, &entries));
-        let size = PackTable::object_len(&entries);
-        let table = PackTable { pack: name.id, epoch: header.epoch, salt: header.salt, size, entries };
-        self.repository.io().put(name, frame(&header, parts).0).await?;
-        Ok(table)
+    async fn delete(&self, marked: Marked) -> Result<()> {
+        self.rescue(&marked).await?;
+        self.remove(marked).await
     }
 
     async fn sweep(&self) -> Result<()> {
         match self.mark().await? {
-            Some(sweep) => self.delete(sweep).await,
+            Some(marked) => self.delete(marked).await,
             None => Ok(()),
         }
     }
-}
-
-async fn forget(repository: &Repository, id: BackupId) -> Result<()> {
-    repository.io().delete(ObjectName::new(Kind::Sealed, id)).await?;
-    repository.io().delete(ObjectName::new(Kind::Manifest, id)).await
 }
 
 /// Runs `act` once, before the first request whose verb and path begin like this.
@@ -226,7 +119,7 @@ async fn scene(repack: bool) -> (Scene, BackupId) {
     let repository = init(store.clone(), caches[0].path()).await;
     let content = files(1, 12, 3000);
     let first = write(&repository, "first", &content).await.unwrap().manifest.id;
-    let sweeper = Arc::new(Sweeper { repository: open(inner.clone(), caches[1].path()).await, repack });
+    let sweeper = Arc::new(Sweeper::new(open(inner.clone(), caches[1].path()).await, repack));
     (Scene { inner, store, repository, sweeper, content, _caches: caches }, first)
 }
 
@@ -238,7 +131,7 @@ async fn the_test_sweeper_keeps_what_is_live_and_deletes_the_rest() {
         write(&scene.repository, "second", &files(2, 12, 3000)).await.unwrap();
         scene.sweeper.sweep().await.unwrap();
         assert_eq!(assert_all_whole(scene.inner.clone()).await, ["first", "second"]);
-        forget(&scene.repository, first).await.unwrap();
+        scene.repository.forget(first).await.unwrap();
         let before = scene.repository.info().await.unwrap().pack_bytes;
         scene.sweeper.sweep().await.unwrap();
         let after = scene.repository.info().await.unwrap();
@@ -260,7 +153,7 @@ async fn the_test_sweeper_keeps_what_is_live_and_deletes_the_rest() {
 #[tokio::test(flavor = "multi_thread")]
 async fn packs_marked_between_two_steps_of_a_writer_are_uploaded_again() {
     let (scene, first) = scene(false).await;
-    forget(&scene.repository, first).await.unwrap();
+    scene.repository.forget(first).await.unwrap();
     let sweep = Arc::new(Mutex::new(None));
     let (sweeper, slot) = (Arc::clone(&scene.sweeper), Arc::clone(&sweep));
     scene.store.before_each(once("put", "manifests/", move || {
@@ -283,7 +176,7 @@ async fn packs_marked_between_two_steps_of_a_writer_are_uploaded_again() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_sweep_that_ends_between_a_writers_two_lists_is_noticed() {
     let (scene, first) = scene(false).await;
-    forget(&scene.repository, first).await.unwrap();
+    scene.repository.forget(first).await.unwrap();
     let judged = Arc::new(Mutex::new(None));
     let (sweeper, slot) = (Arc::clone(&scene.sweeper), Arc::clone(&judged));
     // It has looked at all manifests before the writer's is there…
@@ -348,7 +241,7 @@ async fn a_store_that_gives_back_other_bytes_of_a_manifest_fails_the_write() {
 #[tokio::test(flavor = "multi_thread")]
 async fn packs_marked_before_a_writer_begins_are_not_relied_on() {
     let (scene, first) = scene(false).await;
-    forget(&scene.repository, first).await.unwrap();
+    scene.repository.forget(first).await.unwrap();
     let marked = scene.sweeper.mark().await.unwrap().unwrap();
     let written = write(&scene.repository, "second", &scene.content).await.unwrap();
     assert_eq!(written.rounds, 1);
@@ -396,7 +289,7 @@ async fn a_writer_that_is_robbed_of_its_own_packs_once_uploads_them_again() {
     }));
     let content = files(3, 3, 2000);
     let written = write(&scene.repository, "second", &content).await.unwrap();
-    assert!(written.rounds > 1);
+    assert_eq!(written.rounds, 2);
     assert_eq!(read(&scene.repository, written.manifest.id).await.unwrap(), content);
     assert_eq!(assert_all_whole(scene.inner).await, ["first", "second"]);
 }
@@ -408,7 +301,7 @@ async fn packs_that_vanish_while_a_writer_relies_on_them_are_uploaded_again() {
     scene.store.before_each(once("put", "manifests/", move || {
         let (repository, sweeper) = (repository.clone(), Arc::clone(&sweeper));
         Box::pin(async move {
-            forget(&repository, first).await.unwrap();
+            repository.forget(first).await.unwrap();
             sweeper.sweep().await.unwrap();
         })
     }));
@@ -416,6 +309,71 @@ async fn packs_that_vanish_while_a_writer_relies_on_them_are_uploaded_again() {
     assert_eq!(written.rounds, 2);
     assert_eq!(read(&scene.repository, written.manifest.id).await.unwrap(), scene.content);
     assert_eq!(assert_all_whole(scene.inner).await, ["second"]);
+}
+
+async fn cut_a_pack(inner: &InMemory, path: &str) {
+    let bytes = inner.get(&path.into()).await.unwrap().bytes().await.unwrap();
+    inner.put(&path.into(), bytes.slice(..bytes.len() - 10).into()).await.unwrap();
+}
+
+/// A torn write that the store called good, a disk that lost the end of a file.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_pack_that_is_cut_before_the_seal_is_uploaded_again() {
+    for whose in ["its own", "another's"] {
+        let (scene, _) = scene(false).await;
+        let content = if whose == "its own" { files(3, 12, 3000) } else { scene.content.clone() };
+        let inner = scene.inner.clone();
+        let before = paths_of_packs(&inner).await;
+        scene.store.before_each(once("put", "manifests/", move || {
+            let (inner, before) = (inner.clone(), before.clone());
+            Box::pin(async move {
+                let now = paths_of_packs(&inner).await;
+                let is_wanted = |path: &&String| before.contains(path) == (whose == "another's");
+                cut_a_pack(&inner, now.iter().find(is_wanted).unwrap()).await;
+            })
+        }));
+        let written = write(&scene.repository, "second", &content).await.unwrap();
+        assert_eq!(written.rounds, 2, "{whose}");
+        assert_eq!(read(&scene.repository, written.manifest.id).await.unwrap(), content, "{whose}");
+    }
+}
+
+async fn paths_of_packs(inner: &InMemory) -> Vec<String> {
+    let listed: Vec<_> = futures::TryStreamExt::try_collect(inner.list(Some(&"packs".into()))).await.unwrap();
+    listed.into_iter().map(|meta| meta.location.to_string()).collect()
+}
+
+/// What is taken over is not read, so nothing else would notice.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_base_whose_packs_are_cut_meanwhile_is_not_relied_on() {
+    let (scene, first) = scene(false).await;
+    let source = scene.repository.manifest(first).await.unwrap().draft.sources[0].clone();
+    let inner = scene.inner.clone();
+    scene.store.before_each(once("put", "manifests/", move || {
+        let inner = inner.clone();
+        Box::pin(async move {
+            for path in paths_of_packs(&inner).await {
+                cut_a_pack(&inner, &path).await;
+            }
+        })
+    }));
+    let options = WriteOptions { base: Some(first), ..WriteOptions::new(clock()) };
+    let written = scene
+        .repository
+        .write(&options, async |session: Arc<WriteSession>| {
+            if session.base().is_some() {
+                session.take_over(&source.files)?;
+                session.take_over(&source.snapshot)?;
+                let sources = vec![source.clone()];
+                return Ok(ManifestDraft { sources, ..ManifestDraft::default() });
+            }
+            let content = scene.content.clone();
+            tokio::task::spawn_blocking(move || describe(&session, "second", &content)).await.unwrap()
+        })
+        .await
+        .unwrap();
+    assert_eq!((written.rounds, written.manifest.base), (2, None));
+    assert_eq!(read(&scene.repository, written.manifest.id).await.unwrap(), scene.content);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -427,7 +385,7 @@ async fn a_base_that_is_forgotten_meanwhile_is_not_relied_on() {
     scene.store.before_each(once("put", "manifests/", move || {
         let (repository, sweeper) = (repository.clone(), Arc::clone(&sweeper));
         Box::pin(async move {
-            forget(&repository, first).await.unwrap();
+            repository.forget(first).await.unwrap();
             sweeper.sweep().await.unwrap();
         })
     }));
@@ -467,7 +425,7 @@ async fn a_manifest_forgotten_before_its_seal_is_checked_fails_the_write() {
         Box::pin(async move {
             let unfinished = repository.backups().await.unwrap().unfinished;
             assert_eq!(unfinished.len(), 1);
-            forget(&repository, unfinished[0]).await.unwrap();
+            repository.forget(unfinished[0]).await.unwrap();
         })
     }));
     let error = write(&scene.repository, "second", &files(3, 3, 2000)).await.unwrap_err();
@@ -553,11 +511,20 @@ async fn random_history(seed: u64) {
                     }
                     3..5 => {
                         let repack = turn == 1;
-                        let sweeper = Sweeper { repository: repository.clone(), repack };
-                        match sweeper.sweep().await {
+                        let swept = if repack {
+                            Sweeper::new(repository.clone(), repack).sweep().await
+                        } else {
+                            repository.prune(&quick()).await.map(drop)
+                        };
+                        match swept {
                             // Two sweepers may take each other's packs away while they walk; then one stops where it is.
                             Ok(())
-                            | Err(Error::ChunkLost { .. } | Error::Store { .. } | Error::Damaged { .. }) => {}
+                            | Err(
+                                Error::ChunkLost { .. }
+                                | Error::Store { .. }
+                                | Error::Damaged { .. }
+                                | Error::GivenUp { .. },
+                            ) => {}
                             Err(error) => panic!("{error}"),
                         }
                     }
@@ -565,7 +532,7 @@ async fn random_history(seed: u64) {
                         let some = reported.lock().unwrap().keys().next().copied();
                         if let Some(id) = some {
                             reported.lock().unwrap().remove(&id);
-                            forget(&repository, id).await.unwrap();
+                            repository.forget(id).await.unwrap();
                         }
                     }
                 }

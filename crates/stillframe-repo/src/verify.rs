@@ -440,11 +440,11 @@ impl Verifier<'_> {
             match check.fault {
                 Some(fault) => {
                     if !fault.missing {
-                        distrust.add(check.pack);
+                        distrust.add(check.pack, fault.chunks.iter().map(|chunk| chunk.id));
                     }
                     self.judge(check.pack, fault, &mut lost).await?;
                 }
-                None => distrust.remove(check.pack),
+                None => distrust.clear(check.pack, &check.decoded),
             }
         }
     }

@@ -200,15 +200,13 @@ impl Repository {
         Ok(sealed.is_some() && manifest.is_some())
     }
 
-    /// As forgetting does: the seal first, so that no sealed backup is ever without its manifest.
     async fn retract(&self, claim: Claim) {
-        for kind in [Kind::Sealed, Kind::Manifest] {
-            if let Err(error) = self.io().delete(ObjectName::new(kind, claim.id)).await {
+        match self.forget(claim.id).await {
+            Ok(()) => claim.settle(),
+            Err(error) => {
                 tracing::warn!(%error, "could not take back an unfinished backup; the next run will");
-                return;
             }
         }
-        claim.settle();
     }
 }
 
@@ -264,7 +262,7 @@ impl Writer<'_> {
     async fn begin_round(&mut self) -> Result<Arc<WriteSession>> {
         let repository = self.repository;
         repository.index().refresh().await?;
-        let marked = mark::marked(repository.io(), repository.ring(), None).await?;
+        let marked = mark::marked(repository.io(), repository.ring()).await?;
         self.excluded.extend(marked);
         self.excluded.extend(repository.index().distrust().all());
         Ok(Arc::new(WriteSession::new(
@@ -337,24 +335,43 @@ impl Writer<'_> {
     async fn what_was_taken(&mut self, session: &WriteSession) -> Result<Option<String>> {
         let (io, ring) = (self.repository.io(), self.repository.ring());
         let relied = session.relied();
-        let marked = mark::marked(io, ring, Some(&relied)).await?;
+        let marked = mark::marked(io, ring).await?;
         failpoint("repo::marks-listed");
         let listed = io.list(Kind::Pack).await?;
         failpoint("repo::packs-listed");
-        let is_listed = |pack: &&PackId| listed.binary_search_by_key(*pack, |listed| listed.id).is_ok();
-        let bad: Vec<PackId> =
-            relied.iter().filter(|pack| marked.contains(pack) || !is_listed(pack)).copied().collect();
+        // One that was cut meanwhile is as good as gone.
+        let is_whole = |pack: PackId, written: Option<u64>| {
+            let at = listed.binary_search_by_key(&pack, |listed| listed.id).ok();
+            let size = at.and_then(|at| listed.get(at)).map(|listed| listed.size);
+            size.is_some()
+                && written.or_else(|| self.packer.size_of(pack)).is_none_or(|written| size == Some(written))
+        };
+        let bad: Vec<PackId> = relied
+            .into_iter()
+            .filter(|(pack, written)| marked.contains(pack) || !is_whole(*pack, *written))
+            .map(|(pack, _)| pack)
+            .collect();
         let mut taken = Vec::new();
         if !bad.is_empty() {
-            taken.push(format!("{} packs are deleted or about to be", bad.len()));
+            taken.push(format!("{} packs are deleted, about to be, or cut", bad.len()));
+            self.packer.forget(&bad);
             self.excluded.extend(bad);
         }
         if session.needs_base()
             && let Some(base) = self.base
-            && io.size(ObjectName::new(Kind::Manifest, base)).await?.is_none()
         {
-            taken.push(format!("the base backup {base} was deleted"));
-            self.base = None;
+            if io.size(ObjectName::new(Kind::Manifest, base)).await?.is_none() {
+                taken.push(format!("the base backup {base} was deleted"));
+                self.base = None;
+            } else if let Err(error) =
+                self.repository.check_presence(session.taken_over(), &self.options.cancel).await
+            {
+                if !error.is_damage() {
+                    return Err(error);
+                }
+                taken.push(format!("what the base backup {base} has is not whole any more: {error}"));
+                self.base = None;
+            }
         }
         if self.options.cancel.is_cancelled() {
             return Err(Error::Cancelled);

@@ -44,6 +44,17 @@ async fn the_deepest_level_finds_whatever_the_ones_before_it_find() {
             assert_eq!(!found.is_empty(), finders.contains(&level), "{level:?}, {hash_fits}: {found:?}");
             assert!(found.iter().all(|damage| damage.contains("large")), "{level:?}, {hash_fits}: {found:?}");
         }
+        // A look that cannot see the damage takes back nothing: the next backup stores anew what it needs.
+        if hash_fits {
+            assert!(house.verify(backup, Level::Hash).await.unwrap().damage.is_empty());
+        }
+        let later = house.back_up(&[&format!("files:{}", tree.display())]).await.unwrap();
+        assert!(later.statistics.bytes_new > 1 << 20, "{:?}", later.statistics);
+        let found = house.verify(later.id, Level::Decrypt).await.unwrap();
+        assert!(found.damage.is_empty(), "{hash_fits}: {:?}", found.damage);
+        // With these copies the first one is whole again.
+        let found = house.verify(backup, Level::Decrypt).await.unwrap();
+        assert!(found.damage.is_empty(), "{hash_fits}: {found:?}");
         assert!(house.left_behind().is_empty());
     }
 }
