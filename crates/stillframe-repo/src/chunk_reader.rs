@@ -107,7 +107,8 @@ impl ChunkReader {
         blocking(move || decode_chunk(&ring, &location, stored)).await
     }
 
-    /// The bytes of chunks, in the order asked for, which have the lengths that were asked for. See [`Self::read_all`].
+    /// The bytes of chunks, in the order asked for, which have the lengths that were asked for. Those that lie close together in a pack are
+    /// fetched with one request. Holds at most three times their size.
     pub async fn read_group(&self, group: &[ChunkRef]) -> Result<VecDeque<Bytes>> {
         let ids: Vec<ChunkId> = group.iter().map(|chunk| chunk.id).collect();
         let read = self.read_all(&ids).await?;
@@ -120,8 +121,7 @@ impl ChunkReader {
         }
     }
 
-    /// The bytes of chunks, in the order asked for. Those that lie close together in a pack are fetched with one request. Holds
-    /// at most three times their size.
+    /// The same where nobody knows the lengths yet.
     pub(crate) async fn read_all(&self, ids: &[ChunkId]) -> Result<VecDeque<Bytes>> {
         let located = self.index.locate_all(ids)?;
         let mut places: Vec<(usize, Location)> = located
