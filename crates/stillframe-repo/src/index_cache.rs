@@ -413,6 +413,12 @@ fn identity_proof(ring: &KeyRing) -> i64 {
     ring.cache_check(&ring.repository.0).cast_signed()
 }
 
+/// The length with which `listed` (sorted) has a pack.
+pub(crate) fn listed_size(listed: &[Listed], pack: PackId) -> Option<u64> {
+    let at = listed.binary_search_by_key(&pack, |listed| listed.id).ok()?;
+    listed.get(at).map(|listed| listed.size)
+}
+
 /// Where in `listed` (sorted) a pack is that was written with this length.
 pub(crate) fn listed_as(listed: &[Listed], pack: PackId, size: u64) -> Option<usize> {
     let at = listed.binary_search_by_key(&pack, |listed| listed.id).ok()?;

@@ -37,6 +37,8 @@ pub(crate) struct PackMover<'a> {
     condemned: &'a BTreeSet<PackId>,
     chunks: ChunkReader,
     packer: Arc<Packer>,
+    /// In which damage was seen.
+    bad: HashSet<PackId>,
     /// Written here.
     own: HashSet<PackId>,
     tables: HashMap<PackId, HashSet<ChunkId>>,
@@ -60,8 +62,8 @@ impl<'a> PackMover<'a> {
         let packer =
             Packer::new(Arc::clone(ring), io.clone(), Arc::clone(index), packer_options, Box::new(|_| {}));
         let chunks = repository.chunk_reader();
-        let (own, tables) = (HashSet::new(), HashMap::new());
-        Self { repository, packs, condemned, chunks, packer, own, tables, moved: 0 }
+        let (bad, own, tables) = (index.distrust().all(), HashSet::new(), HashMap::new());
+        Self { repository, packs, condemned, chunks, packer, bad, own, tables, moved: 0 }
     }
 
     /// Copies what of a condemned pack is live and nowhere else. Returns how many bytes that were.
@@ -78,8 +80,10 @@ impl<'a> PackMover<'a> {
         let mut to_move = Vec::new();
         let wanted: Vec<Location> =
             Location::all_of(&table).filter(|location| wanted.contains(&location.entry.id)).collect();
-        for location in wanted {
-            if !self.is_elsewhere(&location.entry.id).await? {
+        let ids: Vec<ChunkId> = wanted.iter().map(|location| location.entry.id).collect();
+        let located = self.repository.index().locate_all(&ids)?;
+        for (location, places) in wanted.into_iter().zip(&located) {
+            if !self.is_elsewhere(&location.entry.id, places).await? {
                 to_move.push(location);
             }
         }
@@ -97,14 +101,12 @@ impl<'a> PackMover<'a> {
     }
 
     /// Whether a pack that stays has the chunk, by that pack's own table.
-    async fn is_elsewhere(&mut self, id: &ChunkId) -> Result<bool> {
-        let places = self.repository.index().locate(id)?;
-        let bad = self.repository.index().distrust().all();
+    async fn is_elsewhere(&mut self, id: &ChunkId, places: &[Location]) -> Result<bool> {
         for place in places {
             if self.own.contains(&place.pack) {
                 return Ok(true);
             }
-            if self.condemned.contains(&place.pack) || bad.contains(&place.pack) {
+            if self.condemned.contains(&place.pack) || self.bad.contains(&place.pack) {
                 continue;
             }
             let Some(at) = listed_as(self.packs, place.pack, place.pack_size) else { continue };

@@ -11,7 +11,7 @@ use crate::chunk_reader::ChunkReader;
 use crate::content_reader::LeafReader;
 use crate::error::{Error, Result};
 use crate::file_list_reader::FileListReader;
-use crate::index_cache::Location;
+use crate::index_cache::{Location, listed_size};
 use crate::index_segment;
 use crate::layout::{Kind, ObjectName};
 use crate::manifest::{Manifest, SourceForm, SourceManifest};
@@ -384,8 +384,7 @@ impl Verifier<'_> {
     }
 
     fn listed_size(&self, pack: PackId) -> Option<u64> {
-        let at = self.packs.binary_search_by_key(&pack, |listed| listed.id).ok()?;
-        self.packs.get(at).map(|listed| listed.size)
+        listed_size(&self.packs, pack)
     }
 
     fn is_whole(&self, place: &Location) -> bool {

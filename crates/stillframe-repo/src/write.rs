@@ -11,6 +11,7 @@ use crate::claim::Claim;
 use crate::envelope::{HASH_LEN, seal_object};
 use crate::error::{Error, Result};
 use crate::index::blocking;
+use crate::index_cache::listed_size;
 use crate::layout::{Kind, ObjectName};
 use crate::manifest::{MANIFEST_FORMAT, Manifest, ManifestDraft, Statistics};
 use crate::mark;
@@ -341,8 +342,7 @@ impl Writer<'_> {
         failpoint("repo::packs-listed");
         // One that was cut meanwhile is as good as gone.
         let is_whole = |pack: PackId, written: Option<u64>| {
-            let at = listed.binary_search_by_key(&pack, |listed| listed.id).ok();
-            let size = at.and_then(|at| listed.get(at)).map(|listed| listed.size);
+            let size = listed_size(&listed, pack);
             size.is_some()
                 && written.or_else(|| self.packer.size_of(pack)).is_none_or(|written| size == Some(written))
         };
