@@ -7,8 +7,8 @@ use std::sync::Arc;
 use stillframe_capture::{CaptureError, Engine, validate};
 use stillframe_jobs::{Job, Phase, Progress};
 use stillframe_repo::{
-    BackupId, Finding, Manifest, ObjectReport, Repository, SourceForm, SourceManifest, VerifyLevel,
-    VerifyOptions as RepoOptions, VerifyReport, check_objects,
+    BackupId, Error as RepoError, Finding, Manifest, ObjectReport, Repository, SourceForm, SourceManifest,
+    Verification, VerifyLevel, VerifyOptions as RepoOptions, VerifyReport, check_objects,
 };
 use stillframe_storage::StagingDir;
 use stillframe_storage::object_store::ObjectStore;
@@ -49,6 +49,8 @@ pub struct VerifyOptions {
     pub level: Level,
     /// For [`Level::Open`]: where to restore to for the check. It needs the room of the whole backup.
     pub staging: PathBuf,
+    /// The machine, for the record of it in the repository.
+    pub host: String,
 }
 
 /// What was looked at, and what is wrong.
@@ -106,7 +108,34 @@ pub async fn verify(
         outcome.unsound = open_each(repo, &manifest, options, job, surroundings).await?;
         outcome.unseen = unseen(&manifest);
     }
+    record(repo, backup, options, &outcome, surroundings).await;
     Ok(outcome)
+}
+
+/// Whoever looks after the backups sees when each was looked at last. A repository that may only be read is looked at all the same.
+async fn record(
+    repo: &Repository,
+    backup: BackupId,
+    options: &VerifyOptions,
+    outcome: &VerifyOutcome,
+    surroundings: &Surroundings,
+) {
+    let VerifyOutcome { damage, beside, unsound, .. } = outcome;
+    let verification = Verification {
+        at: surroundings.clock.now(),
+        host: options.host.clone(),
+        sound: damage.is_empty() && beside.is_empty() && unsound.is_empty(),
+        whole: damage.is_empty(),
+    };
+    match repo.record_verification(backup, options.level.name(), verification).await {
+        Ok(()) => {}
+        Err(error @ RepoError::PermissionDenied { .. }) => {
+            tracing::info!(%error, "the verification is not recorded in the repository");
+        }
+        Err(error) => {
+            surroundings.warn(format!("the verification could not be recorded in the repository: {error}"));
+        }
+    }
 }
 
 /// Compares every object of the repository in `store` with its own hash, which needs no key. Damage is an outcome here, too.

@@ -195,14 +195,14 @@ impl Repository {
         Ok(())
     }
 
-    async fn is_sealed(&self, id: BackupId) -> Result<bool> {
+    pub(crate) async fn is_sealed(&self, id: BackupId) -> Result<bool> {
         let sealed = self.io().size(ObjectName::new(Kind::Sealed, id)).await?;
         let manifest = self.io().size(ObjectName::new(Kind::Manifest, id)).await?;
         Ok(sealed.is_some() && manifest.is_some())
     }
 
     async fn retract(&self, claim: Claim) {
-        match self.forget(claim.id).await {
+        match self.take_back(claim.id).await {
             Ok(()) => claim.settle(),
             Err(error) => {
                 tracing::warn!(%error, "could not take back an unfinished backup; the next run will");

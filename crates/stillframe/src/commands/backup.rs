@@ -177,10 +177,9 @@ fn numbered(paths: &[&Path], names: &[String]) -> Vec<String> {
 }
 
 fn origin(session: &Session) -> Origin {
-    let host = rustix::system::uname().nodename().to_string_lossy().into_owned();
     let user = std::env::var("USER").or_else(|_| std::env::var("LOGNAME"));
     Origin {
-        host,
+        host: place::host(),
         user: user.unwrap_or_else(|_| format!("uid {}", rustix::process::getuid().as_raw())),
         program: concat!("stillframe ", env!("CARGO_PKG_VERSION")).to_owned(),
         writer: place::state_dir().and_then(|dir| writer_id(&dir)).unwrap_or_else(|failure| {

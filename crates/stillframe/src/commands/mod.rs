@@ -1,9 +1,12 @@
 //! One file for each command: it takes the options, calls a verb, and says what came of it.
 
 pub mod backup;
+pub mod forget;
 pub mod image;
 pub mod jobs;
 pub mod key;
+pub mod pin;
+pub mod prune;
 pub mod repo;
 pub mod restore;
 pub mod show;
