@@ -571,6 +571,33 @@ Examples:
         #[arg(long, default_value = "")]
         label: String,
     },
+    /// Take a passphrase away; not the one that is given
+    #[command(after_help = "\
+Examples:
+  stillframe key remove 5f0c -r /backups/node
+Whoever copied the repository's keys before can read what is written until `stillframe key rotate`.")]
+    Remove {
+        /// The beginning of its id
+        key: String,
+        #[command(flatten)]
+        repo: RepoArgs,
+    },
+    /// Write with new keys from now on, which nobody knows who copied the old ones
+    #[command(after_help = "\
+Examples:
+  stillframe key rotate -r /backups/node
+  stillframe key rotate -r /backups/node --remove-others
+The passphrase stays, and so does what is written: it is not encrypted again. Other passphrases are removed, and can be added again.")]
+    Rotate {
+        #[command(flatten)]
+        repo: RepoArgs,
+        /// Remove the keys of other passphrases, which do not know the new keys
+        #[arg(long)]
+        remove_others: bool,
+        /// For whom or what the new key is
+        #[arg(long, default_value = "", hide_default_value = true)]
+        label: String,
+    },
     /// List the keys (never the secrets)
     #[command(after_help = "\
 Examples:

@@ -59,6 +59,14 @@ impl Opening {
         Ok(Self { location, dirs, state })
     }
 
+    /// The passphrase that it is opened with; none without encryption.
+    pub fn passphrase(&self) -> Option<Passphrase> {
+        match &self.state {
+            State::Locked(_, Unlock::Passphrase(passphrase)) => Some(passphrase.clone()),
+            State::Locked(_, Unlock::None) | State::Open(_) => None,
+        }
+    }
+
     /// To be held while something is written into it.
     pub fn uploads(&self) -> Option<UploadLock> {
         UploadLock::take(&self.location)

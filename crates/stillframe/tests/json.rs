@@ -124,6 +124,7 @@ fn what_is_printed_is_what_the_page_says() {
         &["repo", "info"],
         &["key", "add", "--label", "second"],
         &["key", "list"],
+        &["key", "rotate", "--remove-others"],
         &["image", "create", "files:data", "--to", "image", "--reserve", "0"],
         &["image", "validate", "image"],
         &["demo"],
@@ -131,6 +132,8 @@ fn what_is_printed_is_what_the_page_says() {
         let (code, last) = scene.run(words);
         assert_eq!(code, 0, "{words:?}: {last}");
     }
+    let (_, added) = scene.run(&["key", "add"]);
+    assert_eq!(scene.run(&["key", "remove", added["id"].as_str().unwrap()]).0, 0, "{added}");
     for (words, code, kind) in [
         (&["backup", "files:data", "--nmae", "x"][..], 2, "usage"),
         (&["backup", "files:data", "--name", "latest", "--reserve", "0"], 2, "usage"),
