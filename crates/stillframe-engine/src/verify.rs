@@ -1,7 +1,7 @@
 //! `verify`: can this backup be restored?
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use stillframe_capture::{CaptureError, Engine, validate};
@@ -67,7 +67,7 @@ pub struct VerifyOutcome {
     /// One sentence for each thing in the repository that is wrong and takes nothing from this backup, since all that it had has other
     /// copies.
     pub beside: Vec<String>,
-    /// One sentence for each source that its engine could not open, though the repository gives back what was captured.
+    /// One sentence for each source that is not sound to its engine, though the repository gives back what was captured.
     pub unsound: Vec<String>,
     /// One sentence for each source of which the level does not see everything that its engine would.
     pub unseen: Vec<String>,
@@ -200,6 +200,13 @@ fn sentence(finding: &Finding) -> String {
     text
 }
 
+/// What was found in a restored copy that is gone by the time somebody reads of it: paths are those in the source.
+fn of_source(source: &SourceManifest, place: &Path, found: &str) -> String {
+    let found =
+        found.replace(&format!("{}/", place.display()), "").replace(&place.display().to_string(), "it");
+    format!("{}: {found}", source.name)
+}
+
 /// What the profile's check does not look at.
 fn unseen(manifest: &Manifest) -> Vec<String> {
     let tables = manifest.draft.sources.iter().filter(|source| source.engine == Engine::RocksDb.name());
@@ -233,12 +240,14 @@ async fn open_each(
         let (name, map) = (Some(source.name.clone()), BTreeMap::new());
         let restored = RestoreOptions { target: target.clone(), source: name, map };
         restore_into(repo, manifest, &restored, &target, job, surroundings).await?;
-        let cancel = job.token().clone();
+        let (cancel, place) = (job.token().clone(), target.clone());
         let checked = tokio::task::spawn_blocking(move || validate(engine, &target, &cancel)).await;
         match checked.map_err(|_| EngineError::Bug("the validation panicked".into()))? {
-            Ok(report) => report.remarks.into_iter().for_each(|remark| surroundings.warn(remark)),
+            Ok(report) => {
+                report.remarks.iter().for_each(|remark| surroundings.warn(of_source(source, &place, remark)));
+            }
             Err(CaptureError::Cancelled) => return Err(EngineError::Cancelled),
-            Err(error) => unsound.push(format!("{}: {error}", source.name)),
+            Err(error) => unsound.push(of_source(source, &place, &error.to_string())),
         }
     }
     Ok(unsound)

@@ -329,9 +329,11 @@ impl Repository {
                 match self.manifest(id).await {
                     // Forgotten since it was listed.
                     Err(Error::NotFound { .. }) => Ok(None),
-                    Err(error @ (Error::Damaged { .. } | Error::NewerFormat { .. })) => {
-                        Ok(Some((id, Err(error))))
-                    }
+                    Err(
+                        error @ (Error::Damaged { .. }
+                        | Error::NewerFormat { .. }
+                        | Error::PermissionDenied { .. }),
+                    ) => Ok(Some((id, Err(error)))),
                     Err(error) => Err(error),
                     Ok(manifest) => Ok(Some((id, Ok(manifest)))),
                 }

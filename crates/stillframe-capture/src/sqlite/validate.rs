@@ -86,17 +86,40 @@ fn check_file(
     let mut connection = Connection::open_with_flags(immutable_uri(path)?, flags).map_err(failed(path))?;
     let asked = cancel.clone();
     connection.progress_handler(STEPS, Some(move || asked.is_cancelled())).map_err(failed(path))?;
-    let mut statement = connection.prepare("PRAGMA integrity_check(10)").map_err(failed(path))?;
-    let rows = statement.query_map([], |row| row.get::<_, String>(0)).map_err(failed(path))?;
-    let mut findings = Vec::new();
-    for row in rows {
-        let interrupted = |error| check(cancel).err().unwrap_or_else(|| failed(path)(error));
-        findings.push(row.map_err(interrupted)?.replace('\n', "; "));
-    }
+    let interrupted = |error| check(cancel).err().unwrap_or_else(|| failed(path)(error));
+    let (pragma, findings) = match ask(&connection, "integrity_check") {
+        Ok(findings) => ("integrity_check", findings),
+        Err(error) => match of_the_application(&error) {
+            // What only the application knows how to compare or to compute cannot be compared here; all else can.
+            Some(what) => {
+                report.remarks.push(format!(
+                    "{}: indexes were not compared with their tables, since only the application has what they need ({what}); \
+                     its own `PRAGMA integrity_check` does that",
+                    path.display()
+                ));
+                ("quick_check", ask(&connection, "quick_check").map_err(interrupted)?)
+            }
+            None => return Err(interrupted(error)),
+        },
+    };
     if findings == ["ok"] {
         return Ok(());
     }
-    Err(corrupt(path, format!("integrity_check says: {}", findings.join("; "))))
+    Err(corrupt(path, format!("{pragma} says: {}", findings.join("; "))))
+}
+
+/// The first lines of what a check says.
+fn ask(connection: &Connection, pragma: &str) -> rusqlite::Result<Vec<String>> {
+    let mut statement = connection.prepare(&format!("PRAGMA {pragma}(10)"))?;
+    let rows = statement.query_map([], |row| row.get::<_, String>(0))?;
+    rows.map(|row| Ok(row?.replace('\n', "; "))).collect()
+}
+
+/// Whether SQLite lacks a collation, function or module that the application registers before it uses its database.
+fn of_the_application(error: &rusqlite::Error) -> Option<String> {
+    let text = error.to_string();
+    let lacking = ["no such collation sequence", "unknown function", "no such function", "no such module"];
+    lacking.iter().any(|lacking| text.contains(lacking)).then_some(text)
 }
 
 fn corrupt(path: &Path, what: String) -> CaptureError {
@@ -149,6 +172,43 @@ mod tests {
                 assert!(what.contains("missing from index i"), "{what}");
             }
             other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn what_only_the_application_can_compare_is_told_and_all_else_is_checked() {
+        let dir = tempfile::tempdir().unwrap();
+        for (name, setup, known, unknown) in [
+            (
+                "collation",
+                "CREATE TABLE t(a TEXT COLLATE NOCASE PRIMARY KEY, b); INSERT INTO t VALUES ('x', 1), ('y', 2)",
+                "NOCASE",
+                "mine",
+            ),
+            (
+                "function",
+                "CREATE TABLE t(a); CREATE INDEX i ON t(abs(a)); INSERT INTO t VALUES (1), (2)",
+                "abs",
+                "mine",
+            ),
+        ] {
+            let path = dir.path().join(name);
+            let connection = Connection::open(&path).unwrap();
+            connection.execute_batch(setup).unwrap();
+            // As if an application had registered something of its own.
+            let rename = format!(
+                "PRAGMA writable_schema = ON; UPDATE sqlite_schema SET sql = replace(sql, '{known}', '{unknown}')"
+            );
+            connection.execute_batch(&rename).unwrap();
+            connection.close().unwrap();
+            let report = validate(&path, &CancellationToken::new()).unwrap();
+            assert!(report.remarks[0].contains("only the application has"), "{report:?}");
+            // A page of another table's kind in the place of the root.
+            let mut bytes = std::fs::read(&path).unwrap();
+            let page = bytes.len() / 2 / 4096 * 4096;
+            bytes[page..page + 8].fill(0xAB);
+            std::fs::write(&path, bytes).unwrap();
+            assert!(validate(&path, &CancellationToken::new()).is_err(), "{name}");
         }
     }
 

@@ -57,7 +57,7 @@ pub async fn run(session: &Session, args: &Verify) -> Result<(), Failure> {
                 let message = match (is_whole, unsound.is_empty()) {
                     (false, _) => format!("backup {backup} is damaged: {first}; {later}"),
                     (true, false) => format!(
-                        "backup {backup} is what was captured, and its engine cannot open it: {first}; \
+                        "backup {backup} is what was captured, and that was not sound: {first}; \
                          the source was like that already, look there"
                     ),
                     (true, true) => format!(
