@@ -62,6 +62,8 @@ def main():
                 importlib.import_module(f"parts.{part}").run(trial)
             seconds[part] = time.monotonic() - started
             print(f"      {part}: {seconds[part]:.0f} s", flush=True)
+        for name in trial.unmet():
+            report.fail(f"--only {name}", "no part that ran has a setting of this name")
     except KeyboardInterrupt:
         report.fail("the run", "interrupted before its end")
     finally:

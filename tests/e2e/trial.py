@@ -26,6 +26,8 @@ class Trial:
     builds: dict
     #: Narrows the settings of a part, by name; empty: all of them.
     only: list = field(default_factory=list)
+    #: Those of `only` that a part asked for.
+    met: set = field(default_factory=set)
 
     def random(self, name):
         """A generator of its own for each purpose, so that one part's draws do not move another's."""
@@ -35,4 +37,10 @@ class Trial:
         return Program(self.builds[build], self.workplace, env)
 
     def wants(self, name):
+        if name in self.only:
+            self.met.add(name)
         return not self.only or name in self.only
+
+    def unmet(self):
+        """Names in `only` that mean nothing to the parts that ran: mistyped, or not of this release."""
+        return [name for name in self.only if name not in self.met]

@@ -14,7 +14,7 @@ use std::time::Duration;
 
 use futures::StreamExt;
 use futures::stream::FuturesOrdered;
-use stillframe_capture::{CaptureOptions, Engine, FileKind, Image, Snapshot, SnapshotFile};
+use stillframe_capture::{CaptureOptions, Engine, FileKind, Image, Snapshot, SnapshotFile, Weakening};
 use stillframe_jobs::{Job, Phase, Progress, State};
 use stillframe_repo::{
     BackupId, ChunkRef, ContentRef, ContentWriter, FileEntry, FileKind as EntryKind, FileListWriter,
@@ -90,6 +90,8 @@ pub struct SourcePlan {
     pub unchanged_files: u64,
     /// Their bytes.
     pub unchanged_bytes: u64,
+    /// What makes the guarantee weaker.
+    pub weakening: Vec<Weakening>,
 }
 
 /// A backup that exists.
@@ -271,6 +273,7 @@ fn describe(options: &CreateOptions, held: &Held) -> CreatePlan {
         bytes: image.snapshot().files.iter().map(|file| file.size).sum(),
         unchanged_files: unchanged.count(),
         unchanged_bytes: unchanged.bytes(),
+        weakening: image.snapshot().weakening.clone(),
     });
     CreatePlan { sources: sources.collect(), base: held.base }
 }

@@ -191,7 +191,10 @@ fn repo_kind(error: &RepoError) -> Kind {
     match error {
         RepoError::NotARepository => Kind::NoRepository,
         RepoError::WrongPassphrase { .. } | RepoError::PassphraseNeeded => Kind::Passphrase,
-        RepoError::Occupied { .. } | RepoError::NotEncrypted | RepoError::Invalid(_) => Kind::Usage,
+        RepoError::Occupied { .. }
+        | RepoError::NotEncrypted
+        | RepoError::Pinned { .. }
+        | RepoError::Invalid(_) => Kind::Usage,
         error if error.is_damage() => Kind::Damaged,
         RepoError::NoSpace { .. } => Kind::NoSpace,
         RepoError::PermissionDenied { .. } => Kind::Permission,

@@ -1,4 +1,5 @@
-//! The verbs of Stillframe: [`create`](create::create), [`restore`](restore::restore), [`verify`](verify::verify), and images that are
+//! The verbs of Stillframe: [`create`](create::create), [`restore`](restore::restore), [`verify`](verify::verify),
+//! [`forget`](forget::forget), [`prune`](prune::prune), and images that are
 //! kept without a repository ([`create_image`]).
 //!
 //! One module a verb, with its options, its plan where it has one, and its outcome. This is the only place where capture,
@@ -22,12 +23,17 @@ mod engine_of;
 mod error;
 mod event;
 mod filling;
+pub mod forget;
 mod image;
 mod kind;
 mod list_order;
+#[cfg(test)]
+mod made_up;
+pub mod prune;
 mod remark;
 mod reserve;
 pub mod restore;
+mod retention;
 mod surroundings;
 mod target;
 mod unchanged;
@@ -40,4 +46,5 @@ pub use event::Event;
 pub use image::{ImageOptions, ImageOutcome, create_image};
 pub use kind::Kind;
 pub use reserve::Reserve;
+pub use retention::Retention;
 pub use surroundings::Surroundings;

@@ -9,6 +9,7 @@ use stillframe_capture::{Image, SnapshotFile};
 use stillframe_repo::{
     BackupId, ContentRef, Error as RepoError, FileEntry, FileKind, Manifest, Repository, SourceManifest,
 };
+use stillframe_storage::since_1970;
 use tokio_util::sync::CancellationToken;
 
 use crate::base_hint::BaseHints;
@@ -137,9 +138,12 @@ fn content_of(entry: &FileEntry) -> Option<&ContentRef> {
     }
 }
 
+/// The engine's own proof says which table it is, and not that nobody wrote into it: an ingestion puts a sequence number into the file, and an
+/// operator puts a whole copy in the place of a damaged one. Either gives it another time.
 fn is_same(ours: &SnapshotFile, theirs: &FileEntry) -> bool {
     let Some(identity) = &ours.identity else { return false };
-    theirs.identity.as_deref() == Some(identity.as_bytes())
+    since_1970(ours.modified) == (theirs.mtime, theirs.mtime_nanos)
+        && theirs.identity.as_deref() == Some(identity.as_bytes())
         && content_of(theirs).is_some_and(|content| content.length == ours.size)
 }
 

@@ -1,14 +1,14 @@
 //! `verify`: can this backup be restored?
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use stillframe_capture::{CaptureError, Engine, validate};
 use stillframe_jobs::{Job, Phase, Progress};
 use stillframe_repo::{
-    BackupId, Finding, Manifest, ObjectReport, Repository, SourceForm, SourceManifest, VerifyLevel,
-    VerifyOptions as RepoOptions, VerifyReport, check_objects,
+    BackupId, Error as RepoError, Finding, Manifest, ObjectReport, Repository, SourceForm, SourceManifest,
+    Verification, VerifyLevel, VerifyOptions as RepoOptions, VerifyReport, check_objects,
 };
 use stillframe_storage::StagingDir;
 use stillframe_storage::object_store::ObjectStore;
@@ -49,6 +49,8 @@ pub struct VerifyOptions {
     pub level: Level,
     /// For [`Level::Open`]: where to restore to for the check. It needs the room of the whole backup.
     pub staging: PathBuf,
+    /// The machine, for the record of it in the repository.
+    pub host: String,
 }
 
 /// What was looked at, and what is wrong.
@@ -65,7 +67,7 @@ pub struct VerifyOutcome {
     /// One sentence for each thing in the repository that is wrong and takes nothing from this backup, since all that it had has other
     /// copies.
     pub beside: Vec<String>,
-    /// One sentence for each source that its engine could not open, though the repository gives back what was captured.
+    /// One sentence for each source that is not sound to its engine, though the repository gives back what was captured.
     pub unsound: Vec<String>,
     /// One sentence for each source of which the level does not see everything that its engine would.
     pub unseen: Vec<String>,
@@ -106,7 +108,34 @@ pub async fn verify(
         outcome.unsound = open_each(repo, &manifest, options, job, surroundings).await?;
         outcome.unseen = unseen(&manifest);
     }
+    record(repo, backup, options, &outcome, surroundings).await;
     Ok(outcome)
+}
+
+/// Whoever looks after the backups sees when each was looked at last. A repository that may only be read is looked at all the same.
+async fn record(
+    repo: &Repository,
+    backup: BackupId,
+    options: &VerifyOptions,
+    outcome: &VerifyOutcome,
+    surroundings: &Surroundings,
+) {
+    let VerifyOutcome { damage, beside, unsound, .. } = outcome;
+    let verification = Verification {
+        at: surroundings.clock.now(),
+        host: options.host.clone(),
+        sound: damage.is_empty() && beside.is_empty() && unsound.is_empty(),
+        whole: damage.is_empty(),
+    };
+    match repo.record_verification(backup, options.level.name(), verification).await {
+        Ok(()) => {}
+        Err(error @ RepoError::PermissionDenied { .. }) => {
+            tracing::info!(%error, "the verification is not recorded in the repository");
+        }
+        Err(error) => {
+            surroundings.warn(format!("the verification could not be recorded in the repository: {error}"));
+        }
+    }
 }
 
 /// Compares every object of the repository in `store` with its own hash, which needs no key. Damage is an outcome here, too.
@@ -171,6 +200,13 @@ fn sentence(finding: &Finding) -> String {
     text
 }
 
+/// What was found in a restored copy that is gone by the time somebody reads of it: paths are those in the source.
+fn of_source(source: &SourceManifest, place: &Path, found: &str) -> String {
+    let found =
+        found.replace(&format!("{}/", place.display()), "").replace(&place.display().to_string(), "it");
+    format!("{}: {found}", source.name)
+}
+
 /// What the profile's check does not look at.
 fn unseen(manifest: &Manifest) -> Vec<String> {
     let tables = manifest.draft.sources.iter().filter(|source| source.engine == Engine::RocksDb.name());
@@ -204,12 +240,14 @@ async fn open_each(
         let (name, map) = (Some(source.name.clone()), BTreeMap::new());
         let restored = RestoreOptions { target: target.clone(), source: name, map };
         restore_into(repo, manifest, &restored, &target, job, surroundings).await?;
-        let cancel = job.token().clone();
+        let (cancel, place) = (job.token().clone(), target.clone());
         let checked = tokio::task::spawn_blocking(move || validate(engine, &target, &cancel)).await;
         match checked.map_err(|_| EngineError::Bug("the validation panicked".into()))? {
-            Ok(report) => report.remarks.into_iter().for_each(|remark| surroundings.warn(remark)),
+            Ok(report) => {
+                report.remarks.iter().for_each(|remark| surroundings.warn(of_source(source, &place, remark)));
+            }
             Err(CaptureError::Cancelled) => return Err(EngineError::Cancelled),
-            Err(error) => unsound.push(format!("{}: {error}", source.name)),
+            Err(error) => unsound.push(of_source(source, &place, &error.to_string())),
         }
     }
     Ok(unsound)

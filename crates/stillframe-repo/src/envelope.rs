@@ -114,7 +114,10 @@ impl ObjectKey {
             Some(key) => Ok(Self::from_key(&key, header)),
             None => Err(Error::damaged(
                 &header.name,
-                format!("it is sealed with epoch {}, which the key ring does not have", header.epoch),
+                format!(
+                    "it is sealed with epoch {}, which the key ring does not have (after a rotation of the keys, run again)",
+                    header.epoch
+                ),
             )),
         }
     }

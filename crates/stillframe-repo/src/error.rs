@@ -128,6 +128,12 @@ pub enum Error {
         /// As given.
         name: String,
     },
+    /// The backup is pinned. Take the pin away first, if that is meant.
+    #[error("backup {backup} is pinned: `stillframe unpin {backup}` first")]
+    Pinned {
+        /// It.
+        backup: crate::BackupId,
+    },
     /// The caller's cancellation token was cancelled.
     #[error("cancelled")]
     Cancelled,

@@ -2,16 +2,58 @@
 
 use stillframe_storage::failpoint;
 
-use crate::error::Result;
+use crate::envelope::{HASH_LEN, seal_object};
+use crate::error::{Error, Result};
 use crate::layout::{Kind, ObjectName};
 use crate::{BackupId, Repository};
 
 impl Repository {
     /// Takes away the seal and then the manifest, so that no sealed backup is ever without its manifest. Also what is not sealed. One that is gone already
-    /// is as good as forgotten. No room comes back before [`Self::prune`].
+    /// is as good as forgotten; one that is pinned is refused. No room comes back before [`Self::prune`].
     pub async fn forget(&self, id: BackupId) -> Result<()> {
+        if self.is_pinned(id).await? {
+            return Err(Error::Pinned { backup: id });
+        }
         self.io().delete(ObjectName::new(Kind::Sealed, id)).await?;
         failpoint("forget::unsealed");
+        // Whoever pins puts the pin before looking for the seal: one that found the seal shows here.
+        if self.is_pinned(id).await? {
+            self.seal_again(id).await?;
+            return Err(Error::Pinned { backup: id });
+        }
+        self.io().delete(ObjectName::new(Kind::Manifest, id)).await?;
+        failpoint("forget::forgotten");
+        self.io().delete(ObjectName::new(Kind::Verified, id)).await
+    }
+
+    /// Takes back what was never a backup, or is none any more, whatever somebody pinned.
+    pub(crate) async fn take_back(&self, id: BackupId) -> Result<()> {
+        self.io().delete(ObjectName::new(Kind::Sealed, id)).await?;
         self.io().delete(ObjectName::new(Kind::Manifest, id)).await
+    }
+
+    /// The seal of a manifest that is there.
+    async fn seal_again(&self, id: BackupId) -> Result<()> {
+        let bytes = match self.io().get(ObjectName::new(Kind::Manifest, id)).await {
+            Err(error) if error.is_absent() => return Ok(()),
+            bytes => bytes?,
+        };
+        let Some(hash) = bytes.last_chunk::<HASH_LEN>() else { return Ok(()) };
+        let name = ObjectName::new(Kind::Sealed, id);
+        self.io().put(name, seal_object(self.ring(), name, hash.to_vec()).0).await
+    }
+
+    /// Removes what was said of backups that are gone: somebody died between two steps.
+    pub(crate) async fn tidy_notes(&self) -> Result<()> {
+        for kind in [Kind::Pin, Kind::Verified] {
+            for listed in self.io().list(kind).await? {
+                let of = async |kind| self.io().size(ObjectName::new(kind, listed.id)).await;
+                // A pin is put before its seal is looked for, and a seal after its manifest.
+                if of(Kind::Manifest).await?.is_none() && of(Kind::Sealed).await?.is_none() {
+                    self.io().delete(ObjectName::new(kind, listed.id)).await?;
+                }
+            }
+        }
+        Ok(())
     }
 }

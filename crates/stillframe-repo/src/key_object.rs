@@ -168,6 +168,11 @@ impl KeyObject {
         self.header.name.id
     }
 
+    /// The newest epoch that its ring has.
+    pub(crate) fn epoch(&self) -> u32 {
+        self.header.epoch
+    }
+
     /// Which repository's key it says it is.
     pub(crate) fn repository(&self) -> RepositoryId {
         self.header.repository

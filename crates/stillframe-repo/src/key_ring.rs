@@ -7,6 +7,7 @@ use ring::hkdf;
 use zeroize::Zeroizing;
 
 use crate::bytes_reader::BytesReader;
+use crate::error::{Error, Result};
 use crate::id::random_bytes;
 use crate::layout::Kind;
 use crate::{ChunkId, RepositoryId};
@@ -14,6 +15,8 @@ use crate::{ChunkId, RepositoryId};
 pub(crate) const KEY_LEN: usize = 32;
 /// A ring with more is not one of ours; the bound keeps a hostile one from costing anything.
 const MAX_EPOCHS: u32 = 1024;
+/// By how much the number of a new epoch is above the one before, at most.
+const EPOCH_STEP: u32 = 1 << 20;
 
 pub(crate) type Key = Zeroizing<[u8; KEY_LEN]>;
 
@@ -64,6 +67,54 @@ impl KeyRing {
             epochs,
             newest,
         })
+    }
+
+    /// The same with one more epoch. Its number is random within what follows the newest: two rotations at the same time begin two epochs.
+    pub(crate) fn with_new_epoch(&self, repository: RepositoryId) -> Result<Self> {
+        let step = u32::from_le_bytes(random_bytes::<4>()) % EPOCH_STEP + 1;
+        let number = self.newest.checked_add(step).filter(|_| self.epochs.len() < MAX_EPOCHS as usize);
+        let number = number.ok_or_else(|| {
+            Error::Invalid(format!("the keys were rotated {MAX_EPOCHS} times: make a new repository"))
+        })?;
+        let mut seeds = self.seeds();
+        seeds.insert(number, Zeroizing::new(random_bytes::<KEY_LEN>()));
+        Ok(self.with_seeds(repository, &seeds))
+    }
+
+    /// With the epochs of both. `None`: they are rings of different repositories, or there would be too many.
+    pub(crate) fn merged(&self, other: &Self) -> Option<Self> {
+        if self.master() != other.master() || self.repository != other.repository {
+            return None;
+        }
+        let mut seeds = self.seeds();
+        seeds.extend(other.seeds());
+        (seeds.len() <= MAX_EPOCHS as usize).then(|| self.with_seeds(self.repository, &seeds))
+    }
+
+    fn master(&self) -> &[u8] {
+        self.encoded.get(..KEY_LEN).unwrap_or_default()
+    }
+
+    fn seeds(&self) -> BTreeMap<u32, Key> {
+        let mut bytes = BytesReader::new(self.encoded.get(KEY_LEN + 4..).unwrap_or_default());
+        std::iter::from_fn(|| Some((bytes.u32()?, Zeroizing::new(bytes.array()?)))).collect()
+    }
+
+    fn with_seeds(&self, repository: RepositoryId, seeds: &BTreeMap<u32, Key>) -> Self {
+        let mut encoded = Zeroizing::new(Vec::with_capacity(KEY_LEN + 4 + seeds.len() * (KEY_LEN + 4)));
+        encoded.extend_from_slice(self.master());
+        let count = u32::try_from(seeds.len()).expect("there are at most 1024");
+        encoded.extend_from_slice(&count.to_le_bytes());
+        for (number, seed) in seeds {
+            encoded.extend_from_slice(&number.to_le_bytes());
+            encoded.extend_from_slice(&**seed);
+        }
+        Self::decode(repository, &encoded).expect("what was just encoded is well formed")
+    }
+
+    /// Whether it has this epoch.
+    pub(crate) fn knows(&self, epoch: u32) -> bool {
+        self.epochs.contains_key(&epoch)
     }
 
     pub(crate) fn encoded(&self) -> &[u8] {
@@ -147,6 +198,23 @@ mod tests {
         assert_ne!(new.object_key(1, Kind::Pack, &salt), new.object_key(7, Kind::Pack, &salt));
         assert_ne!(new.object_key(1, Kind::Pack, &salt), new.object_key(1, Kind::Index, &salt));
         assert_eq!(old.object_key(7, Kind::Pack, &salt), None);
+    }
+
+    #[test]
+    fn rings_of_two_rotations_at_once_read_together_what_each_wrote() {
+        let repository = ObjectId::random();
+        let old = KeyRing::generate(repository);
+        let (one, two) = (old.with_new_epoch(repository).unwrap(), old.with_new_epoch(repository).unwrap());
+        let both = one.merged(&two).unwrap();
+        assert_eq!(both.epochs().count(), 3);
+        assert_eq!(both.chunk_id(b"x"), old.chunk_id(b"x"));
+        for ring in [&old, &one, &two] {
+            let (epoch, salt) = (ring.newest_epoch(), [3; 32]);
+            assert!(both.knows(epoch));
+            assert_eq!(both.object_key(epoch, Kind::Pack, &salt), ring.object_key(epoch, Kind::Pack, &salt));
+        }
+        assert!(!one.knows(two.newest_epoch()) && one.newest_epoch() > old.newest_epoch());
+        assert!(one.merged(&KeyRing::generate(repository)).is_none());
     }
 
     #[test]

@@ -19,11 +19,22 @@ pub(crate) enum Kind {
     Sealed = 5,
     Mark = 6,
     Lease = 7,
+    Pin = 8,
+    Verified = 9,
 }
 
 impl Kind {
-    pub(crate) const ALL: [Self; 7] =
-        [Self::Keys, Self::Pack, Self::Index, Self::Manifest, Self::Sealed, Self::Mark, Self::Lease];
+    pub(crate) const ALL: [Self; 9] = [
+        Self::Keys,
+        Self::Pack,
+        Self::Index,
+        Self::Manifest,
+        Self::Sealed,
+        Self::Mark,
+        Self::Lease,
+        Self::Pin,
+        Self::Verified,
+    ];
 
     pub(crate) fn from_number(number: u8) -> Option<Self> {
         Self::ALL.into_iter().find(|kind| *kind as u8 == number)
@@ -39,6 +50,8 @@ impl Kind {
             Self::Sealed => "sealed",
             Self::Mark => "marks",
             Self::Lease => "leases",
+            Self::Pin => "pins",
+            Self::Verified => "verified",
         }
     }
 
@@ -52,13 +65,15 @@ impl Kind {
             Self::Sealed => "sealed",
             Self::Mark => "mark",
             Self::Lease => "lease",
+            Self::Pin => "pin",
+            Self::Verified => "verified",
         }
     }
 
     /// No object of this kind is larger: a reader refuses it before it reads it.
     pub(crate) fn max_len(self) -> u64 {
         match self {
-            Self::Keys | Self::Sealed | Self::Lease => 64 << 10,
+            Self::Keys | Self::Sealed | Self::Lease | Self::Pin | Self::Verified => 64 << 10,
             Self::Index | Self::Manifest => 16 << 20,
             Self::Mark => 64 << 20,
             Self::Pack => 256 << 20,

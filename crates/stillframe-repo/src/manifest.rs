@@ -25,7 +25,7 @@ pub struct Manifest {
     pub id: BackupId,
     /// The repository it was written to.
     pub repository: RepositoryId,
-    /// When the manifest was written, by the writer's clock: for people.
+    /// When its writing began, which is right after the capture, by the writer's clock; after that of every backup that the writer knew.
     pub created: Timestamp,
     /// The backup whose subtrees were taken over, for people.
     #[serde(default)]

@@ -187,6 +187,7 @@ impl Repository {
         outcome.chunks_moved = chunks_moved;
         outcome.bytes_written = bytes_written;
         outcome.packs_spared = sweep.spared.len() as u64;
+        self.tidy_notes().await?;
         let much_is_gone = outcome.packs_deleted * 4 > packs_before;
         outcome.index_segments = self.index().compact(much_is_gone, &options.cancel).await?;
         outcome.pack_bytes = self.io().list(Kind::Pack).await?.iter().map(|pack| pack.size).sum();

@@ -15,20 +15,18 @@ use crate::envelope::{HASH_LEN, open_object};
 use crate::error::{Error, Result};
 use crate::index::{Index, blocking};
 use crate::index_cache::IndexCache;
-use crate::key_object::{KeyDescription, KeyObject, Passphrase, PassphraseCost};
+use crate::key_object::{KeyDescription, Passphrase, PassphraseCost};
 use crate::key_ring::KeyRing;
+use crate::keys::{put_key, unlock_ring};
 use crate::layout::{CONFIG_OBJECT, Kind, ObjectName};
 use crate::local_dirs::LocalDirs;
 use crate::manifest::Manifest;
 use crate::newest::Newest;
 use crate::object_io::{Listed, ObjectIo};
-use crate::write::is_plain;
 use crate::{BackupId, ObjectId, RepositoryId};
 
 const FORMAT: u64 = 1;
 const PACK_SIZES: std::ops::RangeInclusive<u64> = 4096..=128 << 20;
-/// Trying a passphrase on more keys than that is not what anybody means.
-const MAX_KEYS: usize = 128;
 /// Small objects read at a time.
 const CONCURRENCY: usize = 16;
 
@@ -131,21 +129,6 @@ pub struct RepositoryInfo {
     pub index_segments: u64,
     /// Marks of sweeps that run or were killed.
     pub marks: u64,
-}
-
-/// One key of a repository.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-pub struct KeyInfo {
-    /// Its id.
-    pub id: ObjectId,
-    /// What it was called.
-    pub label: String,
-    /// When it was made, by the maker's clock.
-    pub created: Timestamp,
-    /// Whether a passphrase protects it.
-    pub encrypted: bool,
-    /// Whether the repository was opened with it.
-    pub current: bool,
 }
 
 /// The backups of a repository.
@@ -267,6 +250,16 @@ impl Repository {
         &self.inner.newest
     }
 
+    /// The key that opened it.
+    pub(crate) fn own_key(&self) -> ObjectId {
+        self.inner.key
+    }
+
+    /// Whether a passphrase protects it.
+    pub(crate) fn is_encrypted(&self) -> bool {
+        self.inner.encrypted
+    }
+
     /// See [`LocalDirs::state`].
     pub(crate) fn state(&self) -> &Path {
         &self.inner.state
@@ -286,10 +279,10 @@ impl Repository {
             return Err(Error::damaged(&CONFIG_OBJECT, why));
         }
         let key = ObjectName::new(Kind::Keys, self.inner.key);
-        match self.io().size(key).await? {
-            Some(_) => Ok(()),
-            None => Err(Error::damaged(&key, "it opened the repository and is gone now")),
+        if self.io().size(key).await?.is_some() || self.has_another_key().await? {
+            return Ok(());
         }
+        Err(Error::damaged(&key, "it opened the repository and is gone now, and there is no other one"))
     }
 
     /// What the repository is and how much is in it. Lists everything, reads nothing.
@@ -314,51 +307,6 @@ impl Repository {
         })
     }
 
-    /// All keys. One that is damaged is an error of its own beside the others.
-    pub async fn keys(&self) -> Result<Vec<Result<KeyInfo>>> {
-        let mut keys = Vec::new();
-        for listed in self.io().list(Kind::Keys).await? {
-            let name = ObjectName::new(Kind::Keys, listed.id);
-            let object = match self.io().get(name).await {
-                Ok(bytes) => KeyObject::decode(name, &bytes),
-                Err(error @ Error::Damaged { .. }) => Err(error),
-                Err(error) => return Err(error),
-            };
-            match object {
-                Ok(object) if object.repository() != self.id() => {}
-                Ok(object) => keys.push(self.describe_key(&object)),
-                Err(error) => keys.push(Err(error)),
-            }
-        }
-        Ok(keys)
-    }
-
-    fn describe_key(&self, object: &KeyObject) -> Result<KeyInfo> {
-        let KeyDescription { label, created } = object.describe(self.ring())?;
-        let (id, encrypted) = (object.id(), object.cost.is_some());
-        Ok(KeyInfo { id, label, created, encrypted, current: id == self.inner.key })
-    }
-
-    /// Lets a further passphrase open the repository.
-    pub async fn add_key(
-        &self,
-        passphrase: Passphrase,
-        cost: PassphraseCost,
-        label: &str,
-        clock: &dyn Clock,
-    ) -> Result<ObjectId> {
-        if !self.inner.encrypted {
-            let why = "the repository is not encrypted: a passphrase would protect nothing";
-            return Err(Error::Invalid(why.into()));
-        }
-        if !label.is_empty() && !is_plain(label) {
-            let why = "at most 256 bytes without control characters";
-            return Err(Error::Invalid(format!("{label:?} cannot be a key's label: {why}")));
-        }
-        let description = KeyDescription { label: label.into(), created: clock.now() };
-        put_key(self.io(), self.ring(), Some((passphrase, cost)), description).await
-    }
-
     async fn list_backups(&self) -> Result<BackupIds> {
         // Seals before manifests: a manifest is put before its seal, so the manifest of a listed seal is not missed.
         let sealed = self.io().list(Kind::Sealed).await?;
@@ -381,9 +329,11 @@ impl Repository {
                 match self.manifest(id).await {
                     // Forgotten since it was listed.
                     Err(Error::NotFound { .. }) => Ok(None),
-                    Err(error @ (Error::Damaged { .. } | Error::NewerFormat { .. })) => {
-                        Ok(Some((id, Err(error))))
-                    }
+                    Err(
+                        error @ (Error::Damaged { .. }
+                        | Error::NewerFormat { .. }
+                        | Error::PermissionDenied { .. }),
+                    ) => Ok(Some((id, Err(error)))),
                     Err(error) => Err(error),
                     Ok(manifest) => Ok(Some((id, Ok(manifest)))),
                 }
@@ -581,86 +531,4 @@ async fn any_content(io: &ObjectIo) -> Result<Option<String>> {
         }
     }
     Ok(None)
-}
-
-async fn put_key(
-    io: &ObjectIo,
-    ring: &Arc<KeyRing>,
-    passphrase: Option<(Passphrase, PassphraseCost)>,
-    description: KeyDescription,
-) -> Result<ObjectId> {
-    let name = ObjectName::new(Kind::Keys, ObjectId::random());
-    let ring = Arc::clone(ring);
-    let payload = blocking(move || {
-        let wrapping = passphrase.as_ref().map(|(passphrase, cost)| (passphrase, *cost));
-        KeyObject::encode(&ring, name, wrapping, &description)
-    });
-    io.put(name, payload.await?).await?;
-    Ok(name.id)
-}
-
-/// Finds the key that opens the repository. Keys of other repositories are what a cut-short making left.
-async fn unlock_ring(
-    io: &ObjectIo,
-    repository: RepositoryId,
-    unlock: &Unlock,
-) -> Result<(KeyRing, ObjectId)> {
-    let listed: Vec<Listed> = io.list(Kind::Keys).await?;
-    if listed.len() > MAX_KEYS {
-        return Err(Error::damaged(&"keys", format!("there are more than {MAX_KEYS} keys")));
-    }
-    let (mut wrapped, mut bare, mut damage, mut others) = (Vec::new(), Vec::new(), None, 0);
-    for listed in listed {
-        let name = ObjectName::new(Kind::Keys, listed.id);
-        let object = match io.get(name).await {
-            Ok(bytes) => KeyObject::decode(name, &bytes),
-            Err(error) => Err(error),
-        };
-        match object {
-            Ok(object) if object.repository() != repository => others += 1,
-            Ok(object) if object.cost.is_some() => wrapped.push(object),
-            Ok(object) => bare.push(object),
-            Err(error @ (Error::Damaged { .. } | Error::NewerFormat { .. })) => damage = Some(error),
-            Err(error) if error.is_absent() => {}
-            Err(error) => return Err(error),
-        }
-    }
-    if wrapped.is_empty() && bare.is_empty() {
-        let lost = || match others {
-            0 => Error::damaged(&"keys", "no key of this repository is there"),
-            _ => Error::damaged(
-                &CONFIG_OBJECT,
-                "it names another repository than the keys that are there: it is damaged, or another's",
-            ),
-        };
-        return Err(damage.unwrap_or_else(lost));
-    }
-    match unlock {
-        // A bare key beside wrapped ones was slipped under them: whoever may write to the store knows it.
-        Unlock::None if !wrapped.is_empty() => Err(Error::PassphraseNeeded),
-        Unlock::None => {
-            for object in &bare {
-                match object.open_bare() {
-                    Ok(ring) => return Ok((ring, object.id())),
-                    Err(error) => damage = Some(error),
-                }
-            }
-            Err(damage.unwrap_or(Error::PassphraseNeeded))
-        }
-        Unlock::Passphrase(_) if wrapped.is_empty() => Err(damage.unwrap_or(Error::NotEncrypted)),
-        Unlock::Passphrase(passphrase) => {
-            let keys = wrapped.len();
-            for object in wrapped {
-                let passphrase = passphrase.clone();
-                match blocking(move || Ok(object.open_wrapped(&passphrase)?.map(|ring| (ring, object.id()))))
-                    .await
-                {
-                    Ok(Some(opened)) => return Ok(opened),
-                    Ok(None) => {}
-                    Err(error) => damage = Some(error),
-                }
-            }
-            Err(damage.unwrap_or(Error::WrongPassphrase { keys }))
-        }
-    }
 }

@@ -254,8 +254,9 @@ impl Verifier<'_> {
                 Ok(Some(entry)) => entry,
                 Ok(None) => break,
                 Err(error) => {
-                    let blame = Blame::of(error)?;
+                    let mut blame = Blame::of(error)?;
                     if looking {
+                        self.name_the_pack(blame.chunk, &mut blame.object, &mut blame.why).await?;
                         let why =
                             format!("the file list cannot be read after {count} entries: {}", blame.why);
                         self.find(blame.object, why, &in_list, blame.chunk);
@@ -305,8 +306,9 @@ impl Verifier<'_> {
                     }
                 }
                 Err(error) => {
-                    let blame = Blame::of(error)?;
+                    let mut blame = Blame::of(error)?;
                     if let Walk::Look = walk {
+                        self.name_the_pack(blame.chunk, &mut blame.object, &mut blame.why).await?;
                         let at = User { file: user.file.clone(), offset, ..*user };
                         let why = format!("what comes from here on cannot be found: {}", blame.why);
                         self.find(blame.object, why, &at, blame.chunk);
@@ -332,12 +334,8 @@ impl Verifier<'_> {
             self.packs = self.repository.io().list(Kind::Pack).await?;
             found = self.look_for(chunk)?;
         }
-        if let Err((object, why)) = &mut found
-            && object.starts_with("chunk ")
-            && let Some((pack, size)) = self.pack_that_had(&chunk.id).await?
-        {
-            *object = ObjectName::new(Kind::Pack, pack).to_string();
-            *why = self.why_not_whole(pack, size);
+        if let Err((object, why)) = &mut found {
+            self.name_the_pack(Some(chunk.id), object, why).await?;
         }
         match found {
             Ok(place) => match &mut self.needed {
@@ -364,6 +362,23 @@ impl Verifier<'_> {
             )),
             (None, None) => Err((format!("chunk {}", chunk.id), "it is in no pack".to_owned())),
         })
+    }
+
+    /// Of a chunk that no pack has any more, the pack that had it is what was lost.
+    async fn name_the_pack(
+        &self,
+        chunk: Option<ChunkId>,
+        object: &mut String,
+        why: &mut String,
+    ) -> Result<()> {
+        if let Some(chunk) = chunk
+            && object.starts_with("chunk ")
+            && let Some((pack, size)) = self.pack_that_had(&chunk).await?
+        {
+            *object = ObjectName::new(Kind::Pack, pack).to_string();
+            *why = self.why_not_whole(pack, size);
+        }
+        Ok(())
     }
 
     /// The pack that a segment of the index still names for a chunk that no whole pack has, and its length. Reads all segments: only

@@ -57,6 +57,12 @@ impl WriteOptions {
             events: None,
         }
     }
+
+    fn emit(&self, event: WriteEvent) {
+        if let Some(events) = &self.events {
+            events(event);
+        }
+    }
 }
 
 impl std::fmt::Debug for WriteOptions {
@@ -127,6 +133,7 @@ impl Repository {
         E: From<Error>,
     {
         self.remove_leftovers().await?;
+        let created = self.time_of_creation(options).await?;
         let cancel = options.cancel.child_token();
         // However this future ends, no thread goes on putting into a session that leads nowhere.
         let _stop = cancel.clone().drop_guard();
@@ -151,6 +158,7 @@ impl Repository {
         let mut writer = Writer {
             repository: self,
             options,
+            created,
             packer,
             base,
             excluded: HashSet::new(),
@@ -195,14 +203,30 @@ impl Repository {
         Ok(())
     }
 
-    async fn is_sealed(&self, id: BackupId) -> Result<bool> {
+    /// Now, or after the time of every backup that is known here. Where nothing is known yet, the backups that are there are read, once.
+    async fn time_of_creation(&self, options: &WriteOptions) -> Result<Timestamp> {
+        let now = options.clock.now();
+        let newest = match self.newest().get() {
+            None => self.backups().await?.readable.last().map(|newest| newest.created),
+            known => known,
+        };
+        Ok(match newest {
+            Some(newest) if newest >= now => {
+                options.emit(WriteEvent::ClockBehind { newest });
+                newest.saturating_add(SignedDuration::from_micros(1)).unwrap_or(now)
+            }
+            _ => now,
+        })
+    }
+
+    pub(crate) async fn is_sealed(&self, id: BackupId) -> Result<bool> {
         let sealed = self.io().size(ObjectName::new(Kind::Sealed, id)).await?;
         let manifest = self.io().size(ObjectName::new(Kind::Manifest, id)).await?;
         Ok(sealed.is_some() && manifest.is_some())
     }
 
     async fn retract(&self, claim: Claim) {
-        match self.forget(claim.id).await {
+        match self.take_back(claim.id).await {
             Ok(()) => claim.settle(),
             Err(error) => {
                 tracing::warn!(%error, "could not take back an unfinished backup; the next run will");
@@ -215,6 +239,8 @@ impl Repository {
 struct Writer<'a> {
     repository: &'a Repository,
     options: &'a WriteOptions,
+    /// The upload may take hours: what the backup shows is of the time before it.
+    created: Timestamp,
     packer: Arc<Packer>,
     base: Option<BackupId>,
     excluded: HashSet<PackId>,
@@ -251,7 +277,7 @@ impl Writer<'_> {
                 }
                 Verdict::Taken(why) => {
                     tracing::info!(round, why, "putting the content again");
-                    self.emit(WriteEvent::Again { round: round + 1, why });
+                    self.options.emit(WriteEvent::Again { round: round + 1, why });
                 }
             }
         }
@@ -291,7 +317,7 @@ impl Writer<'_> {
             format: MANIFEST_FORMAT,
             id,
             repository: self.repository.id(),
-            created: self.time_of_creation().await?,
+            created: self.created,
             base: session.base().filter(|_| session.needs_base()),
             draft,
             statistics,
@@ -302,7 +328,7 @@ impl Writer<'_> {
         failpoint("repo::claimed");
         io.put(ObjectName::new(Kind::Manifest, id), payload).await?;
         failpoint("repo::manifest-stored");
-        self.emit(WriteEvent::ManifestStored { id });
+        self.options.emit(WriteEvent::ManifestStored { id });
         while self.claims.len() > 1 {
             let previous = self.claims.remove(0);
             self.repository.retract(previous).await;
@@ -314,22 +340,6 @@ impl Writer<'_> {
                 Ok(Verdict::Taken(why))
             }
         }
-    }
-
-    /// After that of every backup that is known here. Where nothing is known yet, the backups that are there are read, once.
-    async fn time_of_creation(&self) -> Result<Timestamp> {
-        let now = self.options.clock.now();
-        let newest = match self.repository.newest().get() {
-            None => self.repository.backups().await?.readable.last().map(|newest| newest.created),
-            known => known,
-        };
-        Ok(match newest {
-            Some(newest) if newest >= now => {
-                self.emit(WriteEvent::ClockBehind { newest });
-                newest.saturating_add(SignedDuration::from_micros(1)).unwrap_or(now)
-            }
-            _ => now,
-        })
     }
 
     /// Step 3. The order is the protocol: marks, THEN packs, THEN the base's manifest. `None`: all is there.
@@ -402,14 +412,8 @@ impl Writer<'_> {
         }
         self.repository.check_identity().await?;
         self.repository.newest().note(stored.manifest.created);
-        self.emit(WriteEvent::Sealed { id });
+        self.options.emit(WriteEvent::Sealed { id });
         Ok(())
-    }
-
-    fn emit(&self, event: WriteEvent) {
-        if let Some(events) = &self.options.events {
-            events(event);
-        }
     }
 }
 

@@ -193,6 +193,25 @@ async fn a_missing_or_shortened_pack_is_found_at_each_level() {
     }
 }
 
+/// Also where the chunk that is gone leads to others: whoever looks for the pack must know which.
+#[tokio::test(flavor = "multi_thread")]
+async fn of_a_lost_node_the_pack_is_named_too() {
+    let scene = scene().await;
+    for pack in objects(&scene.store, "packs/").await {
+        let bytes = scene.store.get(&pack).await.unwrap().bytes().await.unwrap();
+        scene.store.delete(&pack).await.unwrap();
+        for level in LEVELS {
+            let report = verify(scene.store.clone(), scene.id, level).await.unwrap();
+            assert!(!report.is_sound());
+            for finding in &report.findings {
+                assert_eq!(finding.object, pack.as_ref(), "{finding:?}");
+                assert!(finding.why.contains("it is missing"), "{finding:?}");
+            }
+        }
+        scene.store.put(&pack, bytes.into()).await.unwrap();
+    }
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn damage_that_does_not_concern_the_backup_is_told_but_loses_nothing() {
     let scene = scene().await;

@@ -480,3 +480,24 @@ async fn a_clock_that_was_set_back_makes_no_new_backup_an_old_one() {
     let fourth = write(&open(store, anywhere.path()).await).await;
     assert_eq!((repository.resolve("latest").await.unwrap(), *warned.lock().unwrap()), (fourth, 3));
 }
+
+/// Uploads take hours: what a backup shows is of the time before its own.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_backup_that_began_first_and_ended_last_is_not_the_latest() {
+    let (store, cache) = (Arc::new(InMemory::new()), tempfile::tempdir().unwrap());
+    let repository = init(store.clone(), cache.path()).await;
+    let clock = Arc::new(Settable(Mutex::new("2026-03-01T00:00:00Z".parse().unwrap())));
+    let options = WriteOptions::new(clock.clone());
+    let set = |time: &str| *clock.0.lock().unwrap() = time.parse().unwrap();
+    let quick = Mutex::new(None);
+    let slow = repository.write(&options, async |_| {
+        set("2026-03-01T01:00:00Z");
+        let draft = async |_| Ok::<_, Error>(ManifestDraft::default());
+        *quick.lock().unwrap() = Some(repository.write(&options, draft).await?.manifest.id);
+        set("2026-03-01T05:00:00Z");
+        Ok::<_, Error>(ManifestDraft::default())
+    });
+    let slow = slow.await.unwrap().manifest;
+    assert_eq!(slow.created.to_string(), "2026-03-01T00:00:00Z");
+    assert_eq!(Some(repository.resolve("latest").await.unwrap()), *quick.lock().unwrap());
+}

@@ -7,6 +7,8 @@ use std::path::PathBuf;
 use std::str::FromStr;
 
 use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
+use jiff::Span;
+use stillframe_engine::Retention;
 use stillframe_jobs::CpuPercent;
 use stillframe_repo::ManifestDraft;
 
@@ -65,6 +67,14 @@ pub enum Command {
     Show(Show),
     /// Check that backups can be restored
     Verify(Verify),
+    /// Let backups go: named ones, or all that a policy does not keep
+    Forget(Forget),
+    /// Give the room back that no backup needs any more
+    Prune(Prune),
+    /// Protect a backup from being forgotten
+    Pin(Pin),
+    /// Take the protection away
+    Unpin(Unpin),
     /// Make a repository, or look at one
     #[command(
         subcommand,
@@ -114,6 +124,30 @@ Examples:
     /// A busy database for the demonstration and for tests
     #[command(hide = true)]
     DemoWriter(DemoWriter),
+}
+
+impl Command {
+    /// Whether it may put anything into a repository.
+    pub fn writes_to_a_repository(&self) -> bool {
+        match self {
+            Self::Backup(_)
+            | Self::Verify(_)
+            | Self::Forget(_)
+            | Self::Prune(_)
+            | Self::Pin(_)
+            | Self::Unpin(_)
+            | Self::Repo(_)
+            | Self::Key(_) => true,
+            Self::Restore(_)
+            | Self::Snapshots(_)
+            | Self::Show(_)
+            | Self::Image(_)
+            | Self::Jobs(_)
+            | Self::Demo
+            | Self::Completions { .. }
+            | Self::DemoWriter(_) => false,
+        }
+    }
 }
 
 /// Which repository, and how to open it.
@@ -359,6 +393,139 @@ pub struct Verify {
     pub staging: Option<PathBuf>,
 }
 
+/// What a policy keeps.
+#[derive(Debug, Args)]
+pub struct RetentionArgs {
+    /// Keep the newest N
+    #[arg(long = "keep-last", value_name = "N", value_parser = whole(1..=1_000_000_u32), allow_negative_numbers = true)]
+    pub last: Option<u32>,
+    /// Keep the newest of each of the newest N hours that have one (hours, days and all others are those of UTC)
+    #[arg(long = "keep-hourly", value_name = "N", value_parser = whole(1..=1_000_000_u32), allow_negative_numbers = true)]
+    pub hourly: Option<u32>,
+    /// …of days
+    #[arg(long = "keep-daily", value_name = "N", value_parser = whole(1..=1_000_000_u32), allow_negative_numbers = true)]
+    pub daily: Option<u32>,
+    /// …of weeks
+    #[arg(long = "keep-weekly", value_name = "N", value_parser = whole(1..=1_000_000_u32), allow_negative_numbers = true)]
+    pub weekly: Option<u32>,
+    /// …of months
+    #[arg(long = "keep-monthly", value_name = "N", value_parser = whole(1..=1_000_000_u32), allow_negative_numbers = true)]
+    pub monthly: Option<u32>,
+    /// …of years
+    #[arg(long = "keep-yearly", value_name = "N", value_parser = whole(1..=1_000_000_u32), allow_negative_numbers = true)]
+    pub yearly: Option<u32>,
+    /// Keep all that are older than the newest one by no more than this: 12h, 30d, 8w, 6mo, 1y
+    #[arg(long = "keep-within", value_name = "SPAN", value_parser = parse_within)]
+    pub within: Option<Span>,
+}
+
+impl From<&RetentionArgs> for Retention {
+    fn from(args: &RetentionArgs) -> Self {
+        Self {
+            last: args.last.unwrap_or_default(),
+            hourly: args.hourly.unwrap_or_default(),
+            daily: args.daily.unwrap_or_default(),
+            weekly: args.weekly.unwrap_or_default(),
+            monthly: args.monthly.unwrap_or_default(),
+            yearly: args.yearly.unwrap_or_default(),
+            within: args.within,
+        }
+    }
+}
+
+/// Who writes `6m` means months, and would keep six minutes.
+fn parse_within(text: &str) -> Result<Span, String> {
+    let help = "write for example 12h, 30d, 8w, 6mo or 1y";
+    let span: Span = text.parse().map_err(|_| help.to_owned())?;
+    if span.get_minutes() != 0 {
+        return Err(format!("m means minutes; months are written 6mo: {help}"));
+    }
+    if span.is_negative() || span.is_zero() {
+        return Err(help.to_owned());
+    }
+    Ok(span)
+}
+
+/// `forget`.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  stillframe forget -r /backups/node --keep-hourly 24 --keep-daily 7 --keep-weekly 5 --keep-monthly 12 --dry-run
+  stillframe forget -r /backups/node --keep-hourly 24 --keep-daily 7 --keep-weekly 5 --keep-monthly 12 --prune
+  stillframe forget 5f0c -r /backups/node
+A policy is applied to each machine and set of sources by itself. It never takes what is pinned, nor the last good backup of a source; \
+one that is named by its id goes unless it is pinned. Room comes back with --prune, or `stillframe prune`.")]
+pub struct Forget {
+    /// These: names, or beginnings of ids, each of which must fit one backup only
+    #[arg(value_name = "BACKUP")]
+    pub backups: Vec<String>,
+    /// Only those with this name
+    #[arg(long, conflicts_with = "backups")]
+    pub name: Option<String>,
+    /// Only those with this tag
+    #[arg(long, conflicts_with = "backups")]
+    pub tag: Option<String>,
+    #[command(flatten)]
+    pub repo: RepoArgs,
+    #[command(flatten)]
+    pub retention: RetentionArgs,
+    /// Say what would go and why the others stay; change nothing
+    #[arg(long)]
+    pub dry_run: bool,
+    /// Give the room back at once, as `stillframe prune` does
+    #[arg(long)]
+    pub prune: bool,
+}
+
+/// `prune`.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  stillframe prune -r /backups/node --dry-run
+  stillframe prune -r /backups/node --limit-bandwidth 20MiB
+Backups, restores and other prunings may run meanwhile, on any machine. One that is stopped has lost nothing; the next one goes on.")]
+pub struct Prune {
+    #[command(flatten)]
+    pub repo: RepoArgs,
+    /// Say what would be deleted and moved; change nothing
+    #[arg(long)]
+    pub dry_run: bool,
+    /// Send at most this many bytes per second (for example 20MiB)
+    #[arg(long, value_name = "SIZE", allow_negative_numbers = true)]
+    pub limit_bandwidth: Option<Size>,
+}
+
+/// `pin`.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  stillframe pin latest -r /backups/node --why 'before the upgrade'")]
+pub struct Pin {
+    /// latest, a name, or the beginning of an id; it must fit one backup only
+    pub backup: String,
+    #[command(flatten)]
+    pub labels: Labels,
+    #[command(flatten)]
+    pub repo: RepoArgs,
+    /// What it is kept for
+    #[arg(long, default_value = "", hide_default_value = true)]
+    pub why: String,
+}
+
+/// `unpin`.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  stillframe unpin 5f0c -r /backups/node")]
+pub struct Unpin {
+    /// latest, a name, or the beginning of an id; it must fit one backup only
+    pub backup: String,
+    #[command(flatten)]
+    pub labels: Labels,
+    #[command(flatten)]
+    pub repo: RepoArgs,
+}
+
 /// `repo …`.
 #[derive(Debug, Subcommand)]
 pub enum RepoCommand {
@@ -402,6 +569,33 @@ Examples:
         new_passphrase_file: Option<PathBuf>,
         /// For whom or what it is
         #[arg(long, default_value = "")]
+        label: String,
+    },
+    /// Take a passphrase away; not the one that is given
+    #[command(after_help = "\
+Examples:
+  stillframe key remove 5f0c -r /backups/node
+Whoever copied the repository's keys before can read what is written until `stillframe key rotate`.")]
+    Remove {
+        /// The beginning of its id
+        key: String,
+        #[command(flatten)]
+        repo: RepoArgs,
+    },
+    /// Write with new keys from now on, which nobody knows who copied the old ones
+    #[command(after_help = "\
+Examples:
+  stillframe key rotate -r /backups/node
+  stillframe key rotate -r /backups/node --remove-others
+The passphrase stays, and so does what is written: it is not encrypted again. Other passphrases are removed, and can be added again.")]
+    Rotate {
+        #[command(flatten)]
+        repo: RepoArgs,
+        /// Remove the keys of other passphrases, which do not know the new keys
+        #[arg(long)]
+        remove_others: bool,
+        /// For whom or what the new key is
+        #[arg(long, default_value = "", hide_default_value = true)]
         label: String,
     },
     /// List the keys (never the secrets)

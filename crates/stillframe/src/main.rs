@@ -67,7 +67,7 @@ async fn run(session: &Session, command: &Command) -> Result<(), Failure> {
     if !matches!(command, Command::Demo | Command::DemoWriter(_)) {
         interrupt::start(std::sync::Arc::clone(&session.console));
     }
-    if matches!(command, Command::Backup(_) | Command::Repo(_) | Command::Key(_)) {
+    if command.writes_to_a_repository() {
         // What goes into a repository is for its owner: without encryption it is as good as the sources.
         rustix::process::umask(rustix::fs::Mode::RWXG | rustix::fs::Mode::RWXO);
     }
@@ -77,6 +77,10 @@ async fn run(session: &Session, command: &Command) -> Result<(), Failure> {
         Command::Snapshots(options) => commands::snapshots::run(session, options).await,
         Command::Show(options) => commands::show::run(session, options).await,
         Command::Verify(options) => commands::verify::run(session, options).await,
+        Command::Forget(options) => commands::forget::run(session, options).await,
+        Command::Prune(options) => commands::prune::run(session, options).await,
+        Command::Pin(options) => commands::pin::pin(session, options).await,
+        Command::Unpin(options) => commands::pin::unpin(session, options).await,
         Command::Repo(command) => commands::repo::run(session, command).await,
         Command::Key(command) => commands::key::run(session, command).await,
         Command::Image(command) => commands::image::run(session, command).await,

@@ -7,6 +7,11 @@ use stillframe_storage::make_private_dirs;
 
 use crate::failure::{Failure, Kind};
 
+/// What this machine is called.
+pub fn host() -> String {
+    rustix::system::uname().nodename().to_string_lossy().into_owned()
+}
+
 /// The job history, and what is noted of repositories: `STILLFRAME_STATE_DIR`, else the XDG state directory of the user, else (root
 /// without a home) below `/var/lib`.
 pub fn state_dir() -> Result<PathBuf, Failure> {

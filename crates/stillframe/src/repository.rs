@@ -1,5 +1,6 @@
 //! From options to an open repository.
 
+use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -59,9 +60,31 @@ impl Opening {
         Ok(Self { location, dirs, state })
     }
 
+    /// The passphrase that it is opened with; none without encryption.
+    pub fn passphrase(&self) -> Option<Passphrase> {
+        match &self.state {
+            State::Locked(_, Unlock::Passphrase(passphrase)) => Some(passphrase.clone()),
+            State::Locked(_, Unlock::None) | State::Open(_) => None,
+        }
+    }
+
     /// To be held while something is written into it.
     pub fn uploads(&self) -> Option<UploadLock> {
+        self.warn_of_another_owner();
         UploadLock::take(&self.location)
+    }
+
+    /// What is put belongs to whoever puts it, and nobody else can read it.
+    fn warn_of_another_owner(&self) {
+        let Location::Directory(place) = &self.location else { return };
+        let (Ok(meta), me) = (std::fs::metadata(place), rustix::process::geteuid().as_raw()) else { return };
+        if meta.uid() != me {
+            let (place, owner) = (place.display(), meta.uid());
+            tracing::warn!(
+                "the repository {place} belongs to user {owner}, and what is put there now to user {me}: others, its owner among them, will not \
+                 be able to read that, nor any backup that relies on it; run as user {owner}, or give all of it back with chown"
+            );
+        }
     }
 
     /// Refuses sources that the repository lies in: each backup would grow by the one before, and a database's own directory is no

@@ -11,7 +11,7 @@ use serde_json::Value;
 /// Those that a short run on a quiet machine need not print.
 const BY_CHANCE: [&str; 2] = ["progress", "warning"];
 /// Fields that are times.
-const TIMES: [&str; 6] = ["created", "instant", "started", "ended", "heartbeat", "mtime"];
+const TIMES: [&str; 8] = ["created", "instant", "started", "ended", "heartbeat", "mtime", "since", "at"];
 
 /// By type, and by what is within one (`backup.sources`): the fields that stand outside of parentheses.
 fn documented() -> BTreeMap<String, BTreeSet<String>> {
@@ -112,9 +112,19 @@ fn what_is_printed_is_what_the_page_says() {
         &["show", "first", "--files"],
         &["verify", "--level", "hash"],
         &["verify", "--without-key"],
+        &["pin", "first", "--why", "audit"],
+        &["backup", "files:data", "--name", "second", "--reserve", "0"],
+        &["backup", "files:data", "--name", "third", "--reserve", "0"],
+        &["snapshots"],
+        &["forget", "--keep-last", "1", "--dry-run"],
+        &["forget", "--keep-last", "1"],
+        &["unpin", "first"],
+        &["prune", "--dry-run"],
+        &["prune"],
         &["repo", "info"],
         &["key", "add", "--label", "second"],
         &["key", "list"],
+        &["key", "rotate", "--remove-others"],
         &["image", "create", "files:data", "--to", "image", "--reserve", "0"],
         &["image", "validate", "image"],
         &["demo"],
@@ -122,12 +132,15 @@ fn what_is_printed_is_what_the_page_says() {
         let (code, last) = scene.run(words);
         assert_eq!(code, 0, "{words:?}: {last}");
     }
+    let (_, added) = scene.run(&["key", "add"]);
+    assert_eq!(scene.run(&["key", "remove", added["id"].as_str().unwrap()]).0, 0, "{added}");
     for (words, code, kind) in [
         (&["backup", "files:data", "--nmae", "x"][..], 2, "usage"),
         (&["backup", "files:data", "--name", "latest", "--reserve", "0"], 2, "usage"),
         (&["restore", "first", "--to", "restored"], 2, "usage"),
         (&["restore", "first", "--to", "elsewhere", "--map", "x=y"], 2, "usage"),
         (&["restore", "second", "--to", "elsewhere"], 24, "no-backup"),
+        (&["forget"], 2, "usage"),
         (&["verify", "-r", "data"], 10, "no-repository"),
         (&["backup", "rocksdb:data"], 20, "source"),
     ] {

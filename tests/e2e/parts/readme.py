@@ -10,7 +10,7 @@ from trial import ROOT
 TOUR_DIR = "/tmp/stillframe-tour"
 COMMANDS = [
     ["backup"], ["restore"], ["snapshots"], ["show"], ["verify"], ["repo"], ["repo", "init"], ["repo", "info"], ["key"], ["key", "add"],
-    ["key", "list"], ["image"], ["image", "create"], ["image", "validate"], ["jobs"], ["demo"], ["completions"],
+    ["key", "list"], ["key", "remove"], ["key", "rotate"], ["forget"], ["prune"], ["pin"], ["unpin"], ["image"], ["image", "create"], ["image", "validate"], ["jobs"], ["demo"], ["completions"],
 ]
 #: Those that only hold others.
 GROUPS = [["repo"], ["key"], ["image"]]

@@ -10,7 +10,7 @@ use crate::pin::{SourceDir, os};
 use crate::window::Attempt;
 use crate::{CaptureError, Context};
 
-use super::journals::{Behind, Journals, Listed, Look};
+use super::journals::{Behind, Journals, Listed, Look, missing_between};
 use super::pointers::Pointers;
 use super::sabotage::Sabotage;
 use super::tree::{Moved, Tree};
@@ -117,6 +117,10 @@ impl Attempts {
             self.sabotage.dawdle(self.root.path());
             self.journals.copy_late(&mut journals, self.sabotage)?;
         }
+        // A listing that runs beside a rotation shows all that were there before it began, so this does not pass.
+        if let Some(what) = missing_between(journals.numbers.iter().copied()) {
+            return self.doubtful(what, &journals);
+        }
         if let Behind::Doubtful(what) = self.journals.judge(&journals)? {
             return self.doubtful(what, &journals);
         }
@@ -149,7 +153,7 @@ impl Attempts {
             return Err(CaptureError::Corrupt { path: self.root.path().join(format!("{newest}.jnl")), what });
         }
         self.doubt = Some((what.clone(), times));
-        Ok(Attempt::Moved(format!("a batch was being written: {what}")))
+        Ok(Attempt::Moved(format!("a journal was being written: {what}")))
     }
 
     /// The directory `keyspaces` itself.

@@ -221,6 +221,26 @@ fn a_sealed_journal_with_a_hole_is_refused_and_a_torn_newest_one_is_not() {
 }
 
 #[test]
+fn a_journal_that_is_missing_between_others_is_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let image = image_of_sample(dir.path());
+    // Empty ones, as after two rotations.
+    for number in 1..=3 {
+        std::fs::write(image.join(format!("{number}.jnl")), "").unwrap();
+    }
+    validate(&image, &CancellationToken::new()).unwrap();
+    std::fs::remove_file(image.join("2.jnl")).unwrap();
+    assert!(corrupt_what(&image).contains("2.jnl is missing between 1.jnl and 3.jnl"));
+    let error = capture(&image).unwrap_err();
+    assert!(matches!(&error, CaptureError::Corrupt { what, .. } if what.contains("2.jnl")), "{error}");
+    // The oldest go away in their turn.
+    std::fs::remove_file(image.join("1.jnl")).unwrap();
+    assert!(corrupt_what(&image).contains("1.jnl to 2.jnl are missing"));
+    std::fs::remove_file(image.join("0.jnl")).unwrap();
+    validate(&image, &CancellationToken::new()).unwrap();
+}
+
+#[test]
 fn a_source_without_journals_or_with_damage_is_refused_soon() {
     let dir = tempfile::tempdir().unwrap();
     let path = image_of_sample(dir.path());

@@ -229,6 +229,26 @@ impl Journal {
     }
 }
 
+/// Journals are numbered one by one and deleted from the oldest on: one that is missing between two others was lost, and replay would go on
+/// behind it as if nothing were. Says so.
+pub(super) fn missing_between(numbers: impl Iterator<Item = u64>) -> Option<String> {
+    let numbers: Vec<u64> = numbers.collect();
+    let gap = numbers.windows(2).find_map(|pair| match pair {
+        [one, next] if one + 1 < *next => Some((*one, *next)),
+        _ => None,
+    });
+    gap.map(|(one, next)| {
+        let lost = if one + 2 == next {
+            format!("{}.jnl is", one + 1)
+        } else {
+            format!("{}.jnl to {}.jnl are", one + 1, next - 1)
+        };
+        format!(
+            "{lost} missing between {one}.jnl and {next}.jnl: replay would go on without what was in there"
+        )
+    })
+}
+
 /// Checks the bytes of a newest journal from `sound.end` to `end`. What speaks against them is returned as text; a torn
 /// batch at the very end does not.
 pub(super) fn judge(

@@ -10,7 +10,7 @@ use crate::pin::SourceDir;
 use crate::{CaptureError, ValidationReport};
 
 use super::journal::Sound;
-use super::journals::{judge, judge_sealed, list};
+use super::journals::{judge, judge_sealed, list, missing_between};
 use super::log_end::log_end;
 use super::meta::{MetaCopy, copy_hashed, wrong_checksum};
 use super::pointers::{Pointer, Pointers, folder};
@@ -122,6 +122,9 @@ fn check_journals(
     cancel: &CancellationToken,
 ) -> Result<(), CaptureError> {
     let mut journals = list(root)?;
+    if let Some(what) = missing_between(journals.keys().copied()) {
+        return Err(CaptureError::Corrupt { path: root.path().to_owned(), what });
+    }
     let Some((_, newest)) = journals.pop_last() else {
         return Err(CaptureError::Corrupt {
             path: root.path().to_owned(),

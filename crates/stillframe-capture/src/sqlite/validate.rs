@@ -16,6 +16,8 @@ use super::{beside, recognise};
 
 /// SQLite asks whether to go on each time it has done this many steps: some milliseconds.
 const STEPS: i32 = 10_000;
+/// No application has more of its own.
+const MAX_COLLATIONS: usize = 100;
 
 /// Checks a database file, or every database in a directory, with SQLite's own `integrity_check`, which
 /// reads every page and compares indexes with their tables. Nothing is written.
@@ -86,17 +88,54 @@ fn check_file(
     let mut connection = Connection::open_with_flags(immutable_uri(path)?, flags).map_err(failed(path))?;
     let asked = cancel.clone();
     connection.progress_handler(STEPS, Some(move || asked.is_cancelled())).map_err(failed(path))?;
-    let mut statement = connection.prepare("PRAGMA integrity_check(10)").map_err(failed(path))?;
-    let rows = statement.query_map([], |row| row.get::<_, String>(0)).map_err(failed(path))?;
-    let mut findings = Vec::new();
-    for row in rows {
-        let interrupted = |error| check(cancel).err().unwrap_or_else(|| failed(path)(error));
-        findings.push(row.map_err(interrupted)?.replace('\n', "; "));
-    }
+    let interrupted = |error| check(cancel).err().unwrap_or_else(|| failed(path)(error));
+    let (pragma, findings) = match ask(&connection, "integrity_check") {
+        Ok(findings) => ("integrity_check", findings),
+        Err(error) => {
+            // What only the application can compare or compute is not compared here; all else can be checked.
+            let lacking = of_the_application(&error).ok_or_else(|| interrupted(error))?;
+            report.remarks.push(format!(
+                "{}: its indexes were not compared with their tables, since only its application has what that takes ({lacking}); \
+                 `PRAGMA integrity_check` there does it",
+                path.display()
+            ));
+            ("quick_check", ask_with_stand_ins(&connection).map_err(interrupted)?)
+        }
+    };
     if findings == ["ok"] {
         return Ok(());
     }
-    Err(corrupt(path, format!("integrity_check says: {}", findings.join("; "))))
+    Err(corrupt(path, format!("{pragma} says: {}", findings.join("; "))))
+}
+
+/// The first lines of what a check says.
+fn ask(connection: &Connection, pragma: &str) -> rusqlite::Result<Vec<String>> {
+    let mut statement = connection.prepare(&format!("PRAGMA {pragma}(10)"))?;
+    let rows = statement.query_map([], |row| row.get::<_, String>(0))?;
+    rows.map(|row| Ok(row?.replace('\n', "; "))).collect()
+}
+
+const NO_COLLATION: &str = "no such collation sequence: ";
+
+/// Whether SQLite lacks a collation, function or module that the application registers before it uses its database.
+fn of_the_application(error: &rusqlite::Error) -> Option<String> {
+    let text = error.to_string();
+    let lacking = [NO_COLLATION, "unknown function", "no such function", "no such module"];
+    lacking.iter().any(|lacking| text.contains(lacking)).then_some(text)
+}
+
+/// `quick_check` compares no keys, and asks for their collations all the same.
+fn ask_with_stand_ins(connection: &Connection) -> rusqlite::Result<Vec<String>> {
+    for _ in 0..MAX_COLLATIONS {
+        let error = match ask(connection, "quick_check") {
+            Err(error) => error,
+            findings => return findings,
+        };
+        let text = error.to_string();
+        let Some((_, name)) = text.split_once(NO_COLLATION) else { return Err(error) };
+        connection.create_collation(name, str::cmp)?;
+    }
+    ask(connection, "quick_check")
 }
 
 fn corrupt(path: &Path, what: String) -> CaptureError {
@@ -149,6 +188,43 @@ mod tests {
                 assert!(what.contains("missing from index i"), "{what}");
             }
             other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn what_only_the_application_can_compare_is_told_and_all_else_is_checked() {
+        let dir = tempfile::tempdir().unwrap();
+        for (name, setup, known, unknown) in [
+            (
+                "collation",
+                "CREATE TABLE t(a TEXT COLLATE NOCASE PRIMARY KEY, b); INSERT INTO t VALUES ('x', 1), ('y', 2)",
+                "NOCASE",
+                "mine",
+            ),
+            (
+                "function",
+                "CREATE TABLE t(a); CREATE INDEX i ON t(abs(a)); INSERT INTO t VALUES (1), (2)",
+                "abs",
+                "mine",
+            ),
+        ] {
+            let path = dir.path().join(name);
+            let connection = Connection::open(&path).unwrap();
+            connection.execute_batch(setup).unwrap();
+            // As if an application had registered something of its own.
+            let rename = format!(
+                "PRAGMA writable_schema = ON; UPDATE sqlite_schema SET sql = replace(sql, '{known}', '{unknown}')"
+            );
+            connection.execute_batch(&rename).unwrap();
+            connection.close().unwrap();
+            let report = validate(&path, &CancellationToken::new()).unwrap();
+            assert!(report.remarks[0].contains("only its application has"), "{report:?}");
+            // A page of another table's kind in the place of the root.
+            let mut bytes = std::fs::read(&path).unwrap();
+            let page = bytes.len() / 2 / 4096 * 4096;
+            bytes[page..page + 8].fill(0xAB);
+            std::fs::write(&path, bytes).unwrap();
+            assert!(validate(&path, &CancellationToken::new()).is_err(), "{name}");
         }
     }
 

@@ -103,7 +103,7 @@ impl House {
     }
 
     pub async fn verify(&self, backup: BackupId, level: Level) -> Result<VerifyOutcome, EngineError> {
-        let options = VerifyOptions { level, staging: self.dir.path().to_owned() };
+        let options = VerifyOptions { level, staging: self.dir.path().to_owned(), host: "here".into() };
         verify(&self.repo, backup, &options, &self.job(), &self.surroundings).await
     }
 

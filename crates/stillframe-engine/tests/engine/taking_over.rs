@@ -137,6 +137,10 @@ async fn a_table_of_another_size_is_read_whatever_it_claims_to_be() {
     // Where both have something it is the same, so that no sample shows a difference.
     for (turn, length) in [50_000, 40_000, 45_000].into_iter().enumerate() {
         make_rocksdb(&kv, &kv, &[(11, &whole[..length]), (12, &other)]);
+        for entry in std::fs::read_dir(&kv).unwrap() {
+            let file = std::fs::File::options().append(true).open(entry.unwrap().path()).unwrap();
+            file.set_modified(std::time::UNIX_EPOCH).unwrap();
+        }
         let unchanged = plan_of(&house, &[&source]).await[0].unchanged_files;
         assert_eq!(unchanged, u64::from(turn > 0), "{length}");
         let backup = house.back_up(&[&source]).await.unwrap();
@@ -146,4 +150,30 @@ async fn a_table_of_another_size_is_read_whatever_it_claims_to_be() {
     }
     assert_eq!(plan_of(&house, &[&source]).await[0].unchanged_files, 2);
     assert_eq!(*house.warnings.lock().unwrap(), [""; 0]);
+}
+
+/// An ingestion writes into a table whose id stays, and an operator puts a good copy in the place of a rotten one.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_table_that_was_written_to_or_replaced_is_read_again() {
+    let house = House::new().await;
+    let kv = house.data("kv");
+    let tables: Vec<Vec<u8>> = (1..=60).map(|seed| noise(seed, 3000)).collect();
+    let numbered: Vec<(u8, &[u8])> = (11..).zip(tables.iter().map(Vec::as_slice)).collect();
+    make_rocksdb(&kv, &kv, &numbered);
+    let source = format!("rocksdb:{}", kv.display());
+    house.back_up(&[&source]).await.unwrap();
+    assert_eq!(plan_of(&house, &[&source]).await[0].unchanged_files, 60);
+    let table = std::fs::read_dir(&kv)
+        .unwrap()
+        .map(|entry| entry.unwrap().path())
+        .find(|path| is_table(path))
+        .unwrap();
+    let mut bytes = std::fs::read(&table).unwrap();
+    bytes[6] ^= 1;
+    std::fs::write(&table, bytes).unwrap();
+    assert_eq!(plan_of(&house, &[&source]).await[0].unchanged_files, 59);
+    let second = house.back_up(&[&source]).await.unwrap();
+    let back = house.out("back");
+    house.restore(second.id, &back).await.unwrap();
+    assert_same_tables(&kv, &back);
 }

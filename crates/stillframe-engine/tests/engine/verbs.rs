@@ -129,6 +129,11 @@ fn tables_of(kv: &Path) -> Vec<PathBuf> {
     tables
 }
 
+fn set_time_of(path: &Path, meta: &std::fs::Metadata) {
+    let file = std::fs::File::options().append(true).open(path).unwrap();
+    file.set_modified(meta.modified().unwrap()).unwrap();
+}
+
 /// Writes until there are so many tables: they are written in the background, when there is enough for one.
 fn write_tables(load: &FjallLoad, kv: &Path, ledger: &Path, least: usize) {
     for commits in (3000..).step_by(3000) {
@@ -147,11 +152,12 @@ async fn tables_that_lie_about_being_unchanged_are_found_out() {
     write_tables(&load, &kv, &house.out("ledger"), 1);
     let source = format!("fjall:{}", kv.display());
     house.back_up(&[&source]).await.unwrap();
-    // Same names, sizes and pointers, other bytes: no identity shows it, only reading does.
+    // Same names, sizes, times and pointers, other bytes: no identity shows it, only reading does.
     for path in tables_of(&kv) {
-        let mut bytes = std::fs::read(&path).unwrap();
+        let (meta, mut bytes) = (path.metadata().unwrap(), std::fs::read(&path).unwrap());
         bytes.iter_mut().for_each(|byte| *byte ^= 0x55);
         std::fs::write(&path, bytes).unwrap();
+        set_time_of(&path, &meta);
     }
     // Each backup reads one table of all of them, by lot.
     for _ in 0..100 {
@@ -171,7 +177,7 @@ async fn files_of_one_database_are_never_taken_over_for_another_that_calls_its_f
     let kv = house.data("kv");
     let load = FjallLoad { memtable_bytes: 64 << 10, ..FjallLoad::default() };
     write_tables(&load, &kv, &house.out("ledger"), 2);
-    // A copy, in which one byte of one table is another: paths, sizes and identities are all the same. One table only, since a
+    // A copy, in which one byte of one table is another: paths, sizes, times and identities are all the same. One table only, since a
     // comparison of samples would always find all of them out, and most often not find this one.
     std::fs::create_dir(house.out("scratch")).unwrap();
     let copy = ScratchCopy::of_directory(&kv, &house.out("scratch")).unwrap();
@@ -179,6 +185,10 @@ async fn files_of_one_database_are_never_taken_over_for_another_that_calls_its_f
     let mut bytes = std::fs::read(&changed).unwrap();
     *bytes.last_mut().unwrap() ^= 1;
     std::fs::write(&changed, bytes).unwrap();
+    for table in tables_of(&copy.path()) {
+        let original = kv.join(table.strip_prefix(copy.path()).unwrap());
+        set_time_of(&table, &original.metadata().unwrap());
+    }
     let sources = [&kv, &copy.path()].map(|dir| format!("fjall:{}", dir.display()));
     let both: Vec<&str> = sources.iter().map(String::as_str).collect();
     let unchanged = async || -> Vec<u64> {

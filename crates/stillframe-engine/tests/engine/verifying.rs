@@ -80,7 +80,7 @@ async fn staging_that_is_too_small_is_named_as_it_was_given_before_anything_is_m
     std::fs::create_dir(&tree).unwrap();
     std::fs::write(tree.join("file"), "some bytes").unwrap();
     let backup = house.back_up(&[&format!("files:{}", tree.display())]).await.unwrap().id;
-    let options = VerifyOptions { level: Level::Open, staging: "/proc".into() };
+    let options = VerifyOptions { level: Level::Open, staging: "/proc".into(), host: String::new() };
     let found = verify(&house.repo, backup, &options, &house.job(), &house.surroundings).await;
     let error = found.unwrap_err();
     let EngineError::TooLarge { path, needed: 10, available: 0, .. } = &error else { panic!("{error}") };

@@ -6,7 +6,7 @@ use std::path::{Component, Path};
 use std::sync::Arc;
 
 use serde_json::json;
-use stillframe_capture::Source;
+use stillframe_capture::{Source, Weakening};
 use stillframe_engine::NamedSource;
 use stillframe_engine::create::{CreateOptions, CreateOutcome, CreatePlan, Origin, create, plan};
 use stillframe_jobs::{CpuShare, Pace, Phase};
@@ -53,9 +53,7 @@ pub async fn run(session: &Session, args: &Backup) -> Result<(), Failure> {
         })
         .await?;
     for (named, snapshot) in options.sources.iter().zip(&outcome.snapshots) {
-        for weakening in &snapshot.weakening {
-            session.console.warn(format!("{}: {}: {}", named.name, weakening.setting, weakening.effect));
-        }
+        warn(session, &named.name, &snapshot.weakening);
     }
     let took = session.clock.monotonic().saturating_sub(began);
     let statistics = &outcome.statistics;
@@ -177,10 +175,9 @@ fn numbered(paths: &[&Path], names: &[String]) -> Vec<String> {
 }
 
 fn origin(session: &Session) -> Origin {
-    let host = rustix::system::uname().nodename().to_string_lossy().into_owned();
     let user = std::env::var("USER").or_else(|_| std::env::var("LOGNAME"));
     Origin {
-        host,
+        host: place::host(),
         user: user.unwrap_or_else(|_| format!("uid {}", rustix::process::getuid().as_raw())),
         program: concat!("stillframe ", env!("CARGO_PKG_VERSION")).to_owned(),
         writer: place::state_dir().and_then(|dir| writer_id(&dir)).unwrap_or_else(|failure| {
@@ -207,8 +204,15 @@ fn writer_id(state: &Path) -> Result<String, Failure> {
     Ok(id)
 }
 
+fn warn(session: &Session, source: &str, weakening: &[Weakening]) {
+    for weakening in weakening {
+        session.console.warn(format!("{source}: {}: {}", weakening.setting, weakening.effect));
+    }
+}
+
 fn tell_plan(session: &Session, plan: &CreatePlan) {
     for source in &plan.sources {
+        warn(session, &source.name, &source.weakening);
         session.console.answer(format!(
             "{}: {}, {}; unchanged and not to be read: {}, {}; to be read: {}",
             source.name,
@@ -229,7 +233,8 @@ fn plan_object(plan: &CreatePlan) -> serde_json::Value {
         .iter()
         .map(|source| {
             json!({ "name": source.name, "files": source.files, "bytes": source.bytes,
-                "unchanged_files": source.unchanged_files, "unchanged_bytes": source.unchanged_bytes })
+                "unchanged_files": source.unchanged_files, "unchanged_bytes": source.unchanged_bytes,
+                "weakening": source.weakening })
         })
         .collect();
     json!({ "sources": sources, "base": plan.base.map(|id| id.to_string()) })

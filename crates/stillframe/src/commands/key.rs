@@ -1,16 +1,17 @@
-//! `key add` and `key list`.
+//! `key add`, `key list`, `key remove` and `key rotate`.
 
 use serde_json::json;
 
-use stillframe_repo::PassphraseCost;
+use stillframe_repo::{ObjectId, PassphraseCost, Repository, RotateOptions};
 
 use crate::cli::KeyCommand;
 use crate::failure::{Failure, Kind};
 use crate::passphrase::{Question, obtain};
 use crate::repository::{Opening, open_repository, passphrase};
 use crate::session::Session;
+use crate::sizes::count;
 
-/// Runs either.
+/// Runs one of them.
 pub async fn run(session: &Session, command: &KeyCommand) -> Result<(), Failure> {
     match command {
         KeyCommand::Add { repo: args, new_passphrase_file, label } => {
@@ -30,6 +31,45 @@ pub async fn run(session: &Session, command: &KeyCommand) -> Result<(), Failure>
                 .await?;
             session.console.line(format!("key {id} added"));
             session.console.object("key", json!({ "id": id.to_string(), "label": label }));
+        }
+        KeyCommand::Remove { key, repo: args } => {
+            let opening = Opening::prepare(args).await?;
+            let _uploads = opening.uploads();
+            let repo = opening.open().await?;
+            let id = find(&repo, key).await?;
+            repo.remove_key(id).await?;
+            session.console.line(format!("key {id} removed: its passphrase opens the repository no more"));
+            session.console.note(
+                "whoever copied the repository's keys while it was there can read what is written until `stillframe key rotate`",
+            );
+            session.console.object("key-removed", json!({ "id": id.to_string() }));
+        }
+        KeyCommand::Rotate { repo: args, remove_others, label } => {
+            let opening = Opening::prepare(args).await?;
+            let _uploads = opening.uploads();
+            let passphrase = opening.passphrase();
+            let repo = opening.open().await?;
+            let passphrase = passphrase.ok_or_else(|| {
+                Failure::new(Kind::Usage, "the repository is not encrypted: it has no keys to rotate")
+            })?;
+            refuse_to_lock_out(&repo, *remove_others).await?;
+            let options = RotateOptions {
+                cost: PassphraseCost::default(),
+                label,
+                remove_others: *remove_others,
+                clock: session.clock.as_ref(),
+            };
+            let done = repo.rotate_key(passphrase, &options).await?;
+            session.console.line(format!(
+                "key {} of epoch {} is in use from now on, with the same passphrase; removed: {}",
+                done.key,
+                done.epoch,
+                count(done.removed, "key"),
+            ));
+            session.console.object(
+                "key-rotated",
+                json!({ "id": done.key.to_string(), "epoch": done.epoch, "removed": done.removed }),
+            );
         }
         KeyCommand::List { repo: args } => {
             let repo = open_repository(args).await?;
@@ -57,4 +97,50 @@ pub async fn run(session: &Session, command: &KeyCommand) -> Result<(), Failure>
         }
     }
     Ok(())
+}
+
+/// By the beginning of its id.
+async fn find(repo: &Repository, text: &str) -> Result<ObjectId, Failure> {
+    let mut ids = Vec::new();
+    for key in repo.keys().await? {
+        match key {
+            Ok(key) => ids.push(key.id),
+            // A damaged one may be meant; its whole id names it.
+            Err(_) => ids.extend(text.parse::<ObjectId>().ok()),
+        }
+    }
+    ids.retain(|id| !text.is_empty() && id.to_string().starts_with(text));
+    ids.sort_unstable();
+    ids.dedup();
+    match ids.as_slice() {
+        [id] => Ok(*id),
+        [] => Err(Failure::new(
+            Kind::Usage,
+            format!("there is no key {text:?}; `stillframe key list` lists them"),
+        )),
+        _ => Err(Failure::new(Kind::Usage, format!("{text:?} fits several keys; give more of the id"))),
+    }
+}
+
+/// Before anything is asked of the repository, in the words of the options.
+async fn refuse_to_lock_out(repo: &Repository, remove_others: bool) -> Result<(), Failure> {
+    let keys = repo.keys().await?;
+    let others: Vec<String> = keys
+        .iter()
+        .filter(|key| !key.as_ref().is_ok_and(|key| key.current))
+        .map(|key| match key {
+            Ok(key) if key.label.is_empty() => key.id.to_string(),
+            Ok(key) => format!("{} ({})", key.id, key.label),
+            Err(error) => error.to_string(),
+        })
+        .collect();
+    if remove_others || others.is_empty() {
+        return Ok(());
+    }
+    let message = format!(
+        "other keys would open what was written until now and nothing newer: {}; --remove-others removes them, and `stillframe key add` adds \
+         their passphrases again",
+        others.join(", ")
+    );
+    Err(Failure::new(Kind::Usage, message))
 }

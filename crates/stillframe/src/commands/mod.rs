@@ -1,9 +1,12 @@
 //! One file for each command: it takes the options, calls a verb, and says what came of it.
 
 pub mod backup;
+pub mod forget;
 pub mod image;
 pub mod jobs;
 pub mod key;
+pub mod pin;
+pub mod prune;
 pub mod repo;
 pub mod restore;
 pub mod show;
@@ -57,6 +60,10 @@ impl CaptureArgs {
             ("--db-path", !self.db_paths.is_empty()),
             ("--cf-path", !self.cf_paths.is_empty()),
         ];
+        // Options of the other engine, which nothing would heed, were meant for another source.
+        if self.force && !sources.clone().any(|source| source.engine == Engine::Sqlite) {
+            return Err(Failure::new(Kind::Usage, "--force: no source is a SQLite database"));
+        }
         let Some((flag, _)) = given.into_iter().find(|(_, given)| *given) else { return Ok(()) };
         let rocksdb = |source: &&Source| source.engine == Engine::RocksDb;
         let why = match sources.filter(rocksdb).count() {

@@ -63,6 +63,12 @@ pub async fn run(session: &Session, args: &Restore) -> Result<(), Failure> {
     for remark in &outcome.remarks {
         session.console.answer(remark);
     }
+    // What was told when it was made is what counts now.
+    let chosen =
+        |warning: &&String| args.source.as_ref().is_none_or(|name| warning.starts_with(&format!("{name}: ")));
+    for warning in what.draft.warnings.iter().filter(chosen) {
+        session.console.warn(format!("told when the backup was made: {warning}"));
+    }
     session.console.object(
         "restored",
         json!({ "backup": backup.to_string(), "to": path_text(&to), "files": outcome.files, "bytes": outcome.bytes,

@@ -6,7 +6,7 @@ use serde_json::json;
 use stillframe_repo::{FileKind, Repository, SourceManifest};
 
 use crate::cli::Show;
-use crate::commands::snapshots;
+use crate::commands::snapshots::{self, Notes};
 use crate::failure::Failure;
 use crate::repository::{open_repository, pick};
 use crate::session::Session;
@@ -19,7 +19,8 @@ pub async fn run(session: &Session, args: &Show) -> Result<(), Failure> {
     let manifest = repo.manifest(id).await?;
     let (draft, statistics) = (&manifest.draft, &manifest.statistics);
     let console = &session.console;
-    console.object("snapshot", snapshots::object(&manifest));
+    let notes = Notes::of(&repo, id).await?;
+    console.object("snapshot", snapshots::object(&manifest, &notes));
     console.answer(format!("backup   {id}"));
     console.answer(format!(
         "created  {} by {}@{} with {}",
@@ -53,6 +54,9 @@ pub async fn run(session: &Session, args: &Show) -> Result<(), Failure> {
         if args.files {
             list_files(session, &repo, source).await?;
         }
+    }
+    for words in notes.words(id) {
+        console.answer(format!("state    {words}"));
     }
     for warning in &draft.warnings {
         console.answer(format!("warning  {warning}"));

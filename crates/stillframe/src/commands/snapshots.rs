@@ -1,7 +1,9 @@
 //! `snapshots`.
 
+use std::collections::BTreeMap;
+
 use serde_json::json;
-use stillframe_repo::Manifest;
+use stillframe_repo::{BackupId, Manifest, Pin, Repository, Verified};
 
 use crate::cli::Snapshots;
 use crate::failure::{Failure, Kind};
@@ -13,11 +15,12 @@ use crate::sizes::bytes;
 pub async fn run(session: &Session, args: &Snapshots) -> Result<(), Failure> {
     let repo = open_repository(&args.repo).await?;
     let list = repo.backups().await?;
+    let notes = Notes { pins: repo.pins().await?, verified: repo.all_verified().await? };
     let mut count = 0;
     for manifest in list.readable.iter().filter(|manifest| args.labels.fit(&manifest.draft)) {
         count += 1;
-        session.console.answer(line(manifest));
-        session.console.object("snapshot", object(manifest));
+        session.console.answer(line(manifest, &notes));
+        session.console.object("snapshot", object(manifest, &notes));
     }
     if !list.unfinished.is_empty() {
         let ids: Vec<String> = list.unfinished.iter().map(ToString::to_string).collect();
@@ -47,16 +50,56 @@ pub async fn run(session: &Session, args: &Snapshots) -> Result<(), Failure> {
     Ok(())
 }
 
-fn line(manifest: &Manifest) -> String {
+/// What was said of backups since they were made.
+#[derive(Debug, Default)]
+pub struct Notes {
+    /// Those that are not to be forgotten.
+    pub pins: BTreeMap<BackupId, Option<Pin>>,
+    /// Those that were looked at.
+    pub verified: BTreeMap<BackupId, Verified>,
+}
+
+impl Notes {
+    /// Of one backup.
+    pub async fn of(repo: &Repository, id: BackupId) -> Result<Self, Failure> {
+        let mut pins = repo.pins().await?;
+        pins.retain(|pinned, _| *pinned == id);
+        let verified = repo.verified(id).await?.map(|verified| (id, verified));
+        Ok(Self { pins, verified: verified.into_iter().collect() })
+    }
+
+    /// In words, one for each.
+    pub fn words(&self, id: BackupId) -> Vec<String> {
+        let mut words = Vec::new();
+        if let Some(pin) = self.pins.get(&id) {
+            let why = pin.as_ref().map(|pin| pin.why.as_str()).filter(|why| !why.is_empty());
+            words.push(why.map_or("pinned".to_owned(), |why| format!("pinned: {why}")));
+        }
+        if let Some((level, verification)) = self.verified.get(&id).and_then(Verified::newest) {
+            let found = match (verification.sound, verification.whole) {
+                (true, _) => "sound",
+                (false, true) => "whole, not sound",
+                (false, false) => "damaged",
+            };
+            let when = verification.at.strftime("%Y-%m-%d %H:%M:%SZ");
+            words.push(format!("{found} at level {level} on {when}"));
+        }
+        words
+    }
+}
+
+fn line(manifest: &Manifest, notes: &Notes) -> String {
     let draft = &manifest.draft;
     let sources: Vec<&str> = draft.sources.iter().map(|source| source.url.as_str()).collect();
     let size: u64 = draft.sources.iter().map(|source| source.bytes).sum();
     let name = draft.name.as_deref().unwrap_or("-");
     let tags = if draft.tags.is_empty() { String::new() } else { format!("  [{}]", draft.tags.join(", ")) };
     let short: String = manifest.id.to_string().chars().take(12).collect();
+    let notes = notes.words(manifest.id).join(", ");
+    let notes = if notes.is_empty() { notes } else { format!("  ({notes})") };
     let when = manifest.created.strftime("%Y-%m-%d %H:%M:%SZ");
     format!(
-        "{short}  {when}  {name}  {}  {} ({} stored)  {}{tags}",
+        "{short}  {when}  {name}  {}  {} ({} stored)  {}{tags}{notes}",
         draft.host,
         bytes(size),
         bytes(manifest.statistics.bytes_stored),
@@ -65,7 +108,7 @@ fn line(manifest: &Manifest) -> String {
 }
 
 /// A backup for machines.
-pub fn object(manifest: &Manifest) -> serde_json::Value {
+pub fn object(manifest: &Manifest, notes: &Notes) -> serde_json::Value {
     let draft = &manifest.draft;
     let sources: Vec<_> = draft
         .sources
@@ -76,10 +119,25 @@ pub fn object(manifest: &Manifest) -> serde_json::Value {
                 "bytes": source.bytes })
         })
         .collect();
+    let pin = notes.pins.get(&manifest.id);
+    let pin = pin.map(
+        |pin| json!({ "why": pin.as_ref().map(|pin| &pin.why), "since": pin.as_ref().map(|pin| pin.since) }),
+    );
+    let verified: Vec<_> = notes
+        .verified
+        .get(&manifest.id)
+        .iter()
+        .flat_map(|verified| &verified.levels)
+        .map(|(level, verification)| {
+            json!({ "level": level, "at": verification.at, "host": verification.host, "sound": verification.sound,
+                "whole": verification.whole })
+        })
+        .collect();
     json!({
         "id": manifest.id.to_string(), "created": manifest.created, "name": draft.name, "tags": draft.tags,
         "host": draft.host, "user": draft.user, "program": draft.program, "sources": sources,
         "base": manifest.base.map(|id| id.to_string()), "statistics": manifest.statistics,
         "files_taken_over": draft.files_skipped, "warnings": draft.warnings,
+        "pinned": pin, "verified": verified,
     })
 }

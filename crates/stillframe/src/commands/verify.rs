@@ -5,11 +5,13 @@ use serde_json::json;
 use stillframe_engine::verify::{self, VerifyOptions, VerifyOutcome, verify, verify_objects};
 use stillframe_jobs::Phase;
 use stillframe_repo::{BackupId, Repository};
+use stillframe_storage::UploadLock;
 
 use crate::cli::{Level, Verify};
 use crate::commands::{from_here, refuse_no_directory};
 use crate::failure::{Failure, Kind};
-use crate::repository::{open_repository, open_store, pick, place_text, refuse_in_repository};
+use crate::place::host;
+use crate::repository::{Opening, open_store, pick, place_text, refuse_in_repository};
 use crate::session::{Session, full_share};
 use crate::sizes::{bytes, count, span};
 
@@ -33,12 +35,12 @@ pub async fn run(session: &Session, args: &Verify) -> Result<(), Failure> {
         Level::Open => verify::Level::Open,
     };
     let word = level.name();
-    let options = VerifyOptions { level, staging };
+    let options = VerifyOptions { level, staging, host: host() };
     let began = session.clock.monotonic();
     let from = place_text(&args.repo.repo);
     let subject = |backup: &str| format!("{backup} of {from} at level {word}");
     let found = find(session, args).await;
-    let (repo, backup) = session.recorded("verify", &subject(&args.backup), found)?;
+    let (repo, backup, _uploads) = session.recorded("verify", &subject(&args.backup), found)?;
     let subject = subject(&backup.to_string());
     let outcome = session
         .run_job("verify", &subject, &[Phase::Transferring], full_share(), async |job, surroundings| {
@@ -55,7 +57,7 @@ pub async fn run(session: &Session, args: &Verify) -> Result<(), Failure> {
                 let message = match (is_whole, unsound.is_empty()) {
                     (false, _) => format!("backup {backup} is damaged: {first}; {later}"),
                     (true, false) => format!(
-                        "backup {backup} is what was captured, and its engine cannot open it: {first}; \
+                        "backup {backup} is what was captured, and that was not sound: {first}; \
                          the source was like that already, look there"
                     ),
                     (true, true) => format!(
@@ -88,10 +90,16 @@ pub async fn run(session: &Session, args: &Verify) -> Result<(), Failure> {
     Ok(())
 }
 
-async fn find(session: &Session, args: &Verify) -> Result<(Repository, BackupId), Failure> {
-    let repo = open_repository(&args.repo).await?;
+/// What is found is recorded in the repository.
+async fn find(
+    session: &Session,
+    args: &Verify,
+) -> Result<(Repository, BackupId, Option<UploadLock>), Failure> {
+    let opening = Opening::prepare(&args.repo).await?;
+    let uploads = opening.uploads();
+    let repo = opening.open().await?;
     let backup = pick(session, &repo, &args.backup, &args.labels).await?;
-    Ok((repo, backup))
+    Ok((repo, backup, uploads))
 }
 
 /// Lists what was found; of a backup whether all of it can be had all the same. Returns the first of it, and how many more there are; `None`: nothing was.

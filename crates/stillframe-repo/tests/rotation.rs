@@ -1,0 +1,130 @@
+//! Keys come and go, and what was written with any of them is read.
+
+#![allow(clippy::unwrap_used, reason = "a test stops at what it did not expect")]
+
+mod support;
+
+use std::sync::Arc;
+
+use stillframe_repo::{
+    Encryption, Error, InitOptions, PassphraseCost, Repository, RotateOptions, Unlock, WriteOptions,
+};
+use stillframe_storage::object_store::memory::InMemory;
+use support::{clock, files, write};
+
+const CHEAP: PassphraseCost = PassphraseCost { memory_kib: 256, passes: 1, lanes: 1 };
+
+fn options(passphrase: &str) -> InitOptions {
+    InitOptions { cost: CHEAP, ..InitOptions::new(Encryption::Passphrase(passphrase.into()), clock()) }
+}
+
+fn rotation(clock: &dyn stillframe_storage::Clock, remove_others: bool) -> RotateOptions<'_> {
+    RotateOptions { cost: CHEAP, label: "new", remove_others, clock }
+}
+
+async fn opened(store: &Arc<InMemory>, passphrase: &str) -> Result<Repository, Error> {
+    // Kept: the repository goes on using it.
+    let cache = tempfile::tempdir().unwrap().keep();
+    Repository::open(store.clone(), &Unlock::Passphrase(passphrase.into()), &cache).await
+}
+
+#[tokio::test]
+async fn after_a_rotation_the_old_and_the_new_are_read_with_the_passphrase_that_stays_and_no_other() {
+    let (store, cache) = (Arc::new(InMemory::new()), tempfile::tempdir().unwrap());
+    let repository = Repository::init(store.clone(), &options("one"), cache.path()).await.unwrap();
+    repository.add_key("two".into(), CHEAP, "second", &*clock()).await.unwrap();
+    let content = files(1, 3, 3000);
+    let before = write(&repository, "before", &content).await.unwrap().manifest.id;
+    let refused = repository.rotate_key("one".into(), &rotation(&*clock(), false)).await.unwrap_err();
+    assert!(matches!(refused, Error::Invalid(_)) && refused.to_string().contains("1 other key"), "{refused}");
+    assert_eq!(repository.info().await.unwrap().keys, 2);
+
+    let rotated = repository.rotate_key("one".into(), &rotation(&*clock(), true)).await.unwrap();
+    assert_eq!(rotated.removed, 2);
+    assert!(matches!(opened(&store, "two").await.unwrap_err(), Error::WrongPassphrase { keys: 1 }));
+    let new = opened(&store, "one").await.unwrap();
+    assert_eq!(new.info().await.unwrap().epochs, [1, rotated.epoch]);
+    let after = write(&new, "after", &files(2, 3, 3000)).await.unwrap().manifest.id;
+    assert_eq!(support::read(&new, before).await.unwrap(), content);
+    // Equal content is still known as such.
+    assert_eq!(write(&new, "again", &content).await.unwrap().manifest.statistics.chunks_new, 0);
+
+    // Who holds the old ring reads what it was for, and is told of the rest.
+    assert_eq!(support::read(&repository, before).await.unwrap(), content);
+    let unknown = repository.manifest(after).await.unwrap_err();
+    assert!(unknown.to_string().contains("run again"), "{unknown}");
+    let keys = new.keys().await.unwrap();
+    assert_eq!(keys.len(), 1);
+    assert_eq!(keys[0].as_ref().unwrap().label, "new");
+}
+
+/// A backup runs for hours; whoever rotates does not wait for it.
+#[tokio::test]
+async fn a_backup_that_began_before_a_rotation_is_finished_and_read_by_all() {
+    let (store, cache) = (Arc::new(InMemory::new()), tempfile::tempdir().unwrap());
+    let repository = Repository::init(store.clone(), &options("one"), cache.path()).await.unwrap();
+    let content = files(3, 3, 3000);
+    let other = opened(&store, "one").await.unwrap();
+    let id = repository
+        .write(&WriteOptions::new(clock()), async |session| {
+            other.rotate_key("one".into(), &rotation(&*clock(), false)).await?;
+            let content = content.clone();
+            let work = move || support::describe(&session, "during", &content);
+            tokio::task::spawn_blocking(work).await.unwrap()
+        })
+        .await
+        .unwrap()
+        .manifest
+        .id;
+    let new = opened(&store, "one").await.unwrap();
+    assert_eq!(support::read(&new, id).await.unwrap(), content);
+}
+
+/// Each leaves what the other made, and what either wrote is read.
+#[tokio::test(flavor = "multi_thread")]
+async fn two_rotations_at_once_lose_nothing() {
+    for _ in 0..20 {
+        let (store, cache) = (Arc::new(InMemory::new()), tempfile::tempdir().unwrap());
+        Repository::init(store.clone(), &options("one"), cache.path()).await.unwrap();
+        let (one, two) = (opened(&store, "one").await.unwrap(), opened(&store, "one").await.unwrap());
+        let rotate = |repository: Repository| {
+            tokio::spawn(async move { repository.rotate_key("one".into(), &rotation(&*clock(), true)).await })
+        };
+        let (first, second) = (rotate(one), rotate(two));
+        // One that sees the other's key may say so; its own is in use all the same.
+        let (first, second) = (first.await.unwrap(), second.await.unwrap());
+        assert!(first.is_ok() || second.is_ok(), "{first:?} {second:?}");
+        let mut written = Vec::new();
+        for number in 0..2 {
+            let repository = opened(&store, "one").await.unwrap();
+            written.push(write(&repository, "x", &files(number, 1, 2000)).await.unwrap().manifest.id);
+            // A third one tidies up.
+            repository.rotate_key("one".into(), &rotation(&*clock(), true)).await.unwrap();
+        }
+        let last = opened(&store, "one").await.unwrap();
+        for id in written {
+            support::read(&last, id).await.unwrap();
+        }
+        assert_eq!(last.info().await.unwrap().keys, 1);
+    }
+}
+
+#[tokio::test]
+async fn a_key_that_is_removed_opens_nothing_and_the_last_one_stays() {
+    let (store, cache) = (Arc::new(InMemory::new()), tempfile::tempdir().unwrap());
+    let repository = Repository::init(store.clone(), &options("one"), cache.path()).await.unwrap();
+    let second = repository.add_key("two".into(), CHEAP, "second", &*clock()).await.unwrap();
+    let current = repository.keys().await.unwrap().into_iter().flatten().find(|key| key.current).unwrap().id;
+    assert!(matches!(repository.remove_key(current).await.unwrap_err(), Error::Invalid(_)));
+    repository.remove_key(second).await.unwrap();
+    assert!(matches!(repository.remove_key(second).await.unwrap_err(), Error::Invalid(_)));
+    assert!(matches!(opened(&store, "two").await.unwrap_err(), Error::WrongPassphrase { keys: 1 }));
+    opened(&store, "one").await.unwrap();
+
+    // Two that remove each other's: whoever finds none left puts back what it took.
+    let third = repository.add_key("three".into(), CHEAP, "", &*clock()).await.unwrap();
+    let other = opened(&store, "three").await.unwrap();
+    let (one, two) = tokio::join!(repository.remove_key(third), other.remove_key(current));
+    assert!(one.is_err() || two.is_err(), "{one:?} {two:?}");
+    assert!(repository.info().await.unwrap().keys > 0);
+}
