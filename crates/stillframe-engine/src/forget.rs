@@ -171,6 +171,7 @@ pub async fn forget(
     surroundings: &Surroundings,
 ) -> Result<ForgetOutcome, EngineError> {
     job.enter(Phase::Transferring)?;
+    repo.remove_leftovers().await?;
     let mut outcome = ForgetOutcome::default();
     let going: Vec<BackupId> = plan.going().collect();
     for (done, id) in going.iter().enumerate() {

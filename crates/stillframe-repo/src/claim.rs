@@ -1,4 +1,5 @@
-//! A note on this machine that a manifest was put and is not sealed yet, so that the next run finds what a killed one left.
+//! A note on this machine that a manifest is there without its seal, since it is being finished or forgotten, so that the next run finds what
+//! a killed one left.
 
 use std::fs::File;
 use std::io;
@@ -24,7 +25,7 @@ pub(crate) struct Claim {
 }
 
 impl Claim {
-    /// Written before the manifest is put.
+    /// Written before the manifest is put, or loses its seal.
     pub(crate) fn new(state: &Path, id: BackupId) -> Self {
         let directory = state.join(DIRECTORY);
         let path = directory.join(id.to_string());
@@ -33,7 +34,7 @@ impl Claim {
             Err(error) => {
                 tracing::warn!(
                     path = %path.display(), %error,
-                    "that a backup is being finished cannot be noted: if this run is killed, what it leaves is not taken away by the next"
+                    "that a backup is being finished or forgotten cannot be noted: if this run is killed, what it leaves is not taken away by the next"
                 );
                 None
             }

@@ -2,6 +2,7 @@
 
 use stillframe_storage::failpoint;
 
+use crate::claim::Claim;
 use crate::envelope::{HASH_LEN, seal_object};
 use crate::error::{Error, Result};
 use crate::layout::{Kind, ObjectName};
@@ -14,15 +15,19 @@ impl Repository {
         if self.is_pinned(id).await? {
             return Err(Error::Pinned { backup: id });
         }
+        // Killed between the two, this would leave a manifest that nobody means any more: the next run of this machine takes it away.
+        let claim = Claim::new(self.state(), id);
         self.io().delete(ObjectName::new(Kind::Sealed, id)).await?;
         failpoint("forget::unsealed");
         // Whoever pins puts the pin before looking for the seal: one that found the seal shows here.
         if self.is_pinned(id).await? {
             self.seal_again(id).await?;
+            claim.settle();
             return Err(Error::Pinned { backup: id });
         }
         self.io().delete(ObjectName::new(Kind::Manifest, id)).await?;
         failpoint("forget::forgotten");
+        claim.settle();
         self.io().delete(ObjectName::new(Kind::Verified, id)).await
     }
 

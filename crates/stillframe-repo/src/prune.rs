@@ -154,6 +154,7 @@ impl Repository {
     /// Deletes what no backup needs, in rounds. May run beside writers, readers and other prunings on any machine; a run that is stopped
     /// at any point has lost nothing, and the next one goes on.
     pub async fn prune(&self, options: &PruneOptions) -> Result<PruneOutcome> {
+        self.remove_leftovers().await?;
         let mut sweep = Sweep::new(self, options)?;
         let mut outcome = PruneOutcome::default();
         let packs_before = self.io().list(Kind::Pack).await?.len() as u64;
