@@ -271,7 +271,7 @@ fn progress_text(reading: &Reading) -> String {
     if reading.bytes_per_second > 0 {
         text = format!("{text}, {}/s", bytes(reading.bytes_per_second));
     }
-    if let Some(eta) = reading.eta {
+    if let Some(eta) = reading.eta.filter(|eta| eta.as_secs() > 0) {
         text = format!("{text}, {} left", span(eta));
     }
     text
