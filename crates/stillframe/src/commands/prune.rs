@@ -45,10 +45,10 @@ async fn tell_plan(
         })
         .await?;
     session.console.answer(format!(
-        "{} with {}: {} needs {}",
+        "{} with {}, of which {} need {}",
         count(plan.packs, "pack"),
         bytes(plan.pack_bytes),
-        if plan.lost_chunks == 0 { "backups" } else { "what is left of backups" },
+        if plan.lost_chunks == 0 { "backups" } else { "backups, as far as they are whole," },
         bytes(plan.live_bytes),
     ));
     session.console.answer(format!(
