@@ -99,6 +99,7 @@ fn history(manifest: &Manifest) -> History<'_> {
     (&draft.host, draft.node.as_deref(), draft.shard.as_deref(), sources)
 }
 
+/// Of `all`, oldest first.
 fn decide(
     all: &[Manifest],
     pins: &BTreeMap<BackupId, Option<Pin>>,
@@ -115,15 +116,12 @@ fn decide(
         kept.append(&mut retention.keeps(backups));
     }
     for (id, pin) in pins {
-        let why = pin.as_ref().map(|pin| pin.why.as_str()).filter(|why| !why.is_empty());
-        kept.entry(*id).or_default().push(why.map_or("pinned".to_owned(), |why| format!("pinned: {why}")));
+        kept.entry(*id).or_default().push(Pin::words(pin.as_ref()));
     }
     keep_last_good(all, verified, wanted, &mut kept);
     let mut decisions = Vec::new();
     for backups in histories.into_values() {
-        let mut backups = backups;
-        backups.sort_unstable_by_key(|manifest| std::cmp::Reverse((manifest.created, manifest.id)));
-        decisions.extend(backups.into_iter().map(|manifest| Decision {
+        decisions.extend(backups.into_iter().rev().map(|manifest| Decision {
             backup: manifest.id,
             manifest: Some(manifest.clone()),
             kept: kept.remove(&manifest.id).unwrap_or_default(),
@@ -148,17 +146,17 @@ fn keep_last_good(
         }
     }
     for ((host, url), mut backups) in by_source {
-        backups.sort_unstable_by_key(|manifest| std::cmp::Reverse((manifest.created, manifest.id)));
-        let stays = |manifest: &&&Manifest| !wanted(manifest) || kept.contains_key(&manifest.id);
         let any_good = backups.iter().any(|manifest| is_good(manifest));
-        if backups.iter().filter(|manifest| is_good(manifest) || !any_good).any(|manifest| stays(&manifest)) {
+        if any_good {
+            backups.retain(|manifest| is_good(manifest));
+        }
+        if backups.iter().any(|manifest| !wanted(manifest) || kept.contains_key(&manifest.id)) {
             continue;
         }
-        let best = backups.iter().find(|manifest| is_good(manifest) || !any_good);
-        if let Some(best) = best {
+        if let Some(newest) = backups.last() {
             let good = if any_good { " good" } else { "" };
             let of = if host.is_empty() { url.to_owned() } else { format!("{url} on {host}") };
-            kept.entry(best.id).or_default().push(format!("the last{good} one of {of}"));
+            kept.entry(newest.id).or_default().push(format!("the last{good} one of {of}"));
         }
     }
 }

@@ -27,6 +27,7 @@ pub mod forget;
 mod image;
 mod kind;
 mod list_order;
+mod listening;
 #[cfg(test)]
 mod made_up;
 pub mod prune;

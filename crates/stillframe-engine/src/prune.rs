@@ -6,6 +6,7 @@ use stillframe_jobs::{Job, Phase, Progress};
 use stillframe_repo::{PruneEvent, PruneOptions as RepoOptions, PruneOutcome, PrunePlan, Repository};
 use stillframe_storage::BandwidthLimit;
 
+use crate::listening::while_listening;
 use crate::{EngineError, Event, Surroundings};
 
 /// How to prune.
@@ -33,47 +34,35 @@ pub async fn prune(
     surroundings: &Surroundings,
 ) -> Result<PruneOutcome, EngineError> {
     job.enter(Phase::Transferring)?;
-    let (sender, mut events) = tokio::sync::mpsc::unbounded_channel();
-    // Nobody listens any more when the job is over.
-    let listener: Arc<dyn Fn(PruneEvent) + Send + Sync> =
-        Arc::new(move |event| sender.send(event).unwrap_or(()));
-    let options = RepoOptions { events: Some(listener), ..of(options, job, surroundings) };
-    let work = async {
-        let outcome = repo.prune(&options).await;
-        drop(options);
-        outcome
-    };
-    let listen = async {
-        let mut progress = Progress::new(Phase::Transferring);
-        while let Some(event) = events.recv().await {
-            match event {
-                PruneEvent::Planned(plan) => {
-                    // Rounds add up: what is to be moved, and what is to be deleted.
-                    let round = plan.moved_bytes + plan.dead_bytes + plan.rewritten_bytes;
-                    progress.bytes_total = Some(progress.bytes_done + round);
-                    progress.files_total = Some(progress.files_done + plan.dead_packs + plan.rewritten_packs);
-                }
-                PruneEvent::Moved { bytes } => progress.bytes_done += bytes,
-                PruneEvent::Deleted { bytes } => {
-                    progress.bytes_done += bytes;
-                    progress.files_done += 1;
-                }
-                PruneEvent::Met => {
-                    tracing::info!("another pruning began at the same time; waiting");
-                    continue;
-                }
-                PruneEvent::Spared { why } => {
-                    surroundings.warn(format!(
-                        "{why}; nobody can say what would be lost with it, so it is left alone"
-                    ));
-                    continue;
-                }
+    let mut progress = Progress::new(Phase::Transferring);
+    let heard = |event| {
+        match event {
+            PruneEvent::Planned(plan) => {
+                // Rounds add up: what is to be moved, and what is to be deleted.
+                let round = plan.moved_bytes + plan.dead_bytes + plan.rewritten_bytes;
+                progress.bytes_total = Some(progress.bytes_done + round);
+                progress.files_total = Some(progress.files_done + plan.dead_packs + plan.rewritten_packs);
             }
-            surroundings.tell(Event::Progress(job.progress(&progress)));
+            PruneEvent::Moved { bytes } => progress.bytes_done += bytes,
+            PruneEvent::Deleted { bytes } => {
+                progress.bytes_done += bytes;
+                progress.files_done += 1;
+            }
+            PruneEvent::Met => {
+                tracing::info!("another pruning began at the same time; waiting");
+                return;
+            }
+            PruneEvent::Spared { why } => {
+                surroundings
+                    .warn(format!("{why}; nobody can say what would be lost with it, so it is left alone"));
+                return;
+            }
         }
+        surroundings.tell(Event::Progress(job.progress(&progress)));
     };
-    let (outcome, ()) = tokio::join!(work, listen);
-    Ok(outcome?)
+    let work =
+        async |tell| repo.prune(&RepoOptions { events: Some(tell), ..of(options, job, surroundings) }).await;
+    Ok(while_listening(work, heard).await?)
 }
 
 fn of(options: &PruneOptions, job: &Job, surroundings: &Surroundings) -> RepoOptions {

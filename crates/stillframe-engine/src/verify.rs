@@ -8,12 +8,13 @@ use stillframe_capture::{CaptureError, Engine, validate};
 use stillframe_jobs::{Job, Phase, Progress};
 use stillframe_repo::{
     BackupId, Error as RepoError, Finding, Manifest, ObjectReport, Repository, SourceForm, SourceManifest,
-    Verification, VerifyLevel, VerifyOptions as RepoOptions, VerifyReport, check_objects,
+    Verification, VerifyLevel, VerifyOptions as RepoOptions, VerifyProgress, VerifyReport, check_objects,
 };
 use stillframe_storage::StagingDir;
 use stillframe_storage::object_store::ObjectStore;
 
 use crate::engine_of::engine_of;
+use crate::listening::while_listening;
 use crate::restore::{RestoreOptions, refuse_too_large, restore_into};
 use crate::{EngineError, Event, Surroundings};
 
@@ -159,32 +160,22 @@ async fn look(
     job: &Job,
     surroundings: &Surroundings,
 ) -> Result<VerifyReport, EngineError> {
-    let (sender, mut progress) = tokio::sync::mpsc::unbounded_channel();
-    let options = RepoOptions {
-        cancel: job.token().clone(),
-        // Nobody listens any more when the job is over.
-        progress: Some(Arc::new(move |done| sender.send(done).unwrap_or(()))),
-        ..RepoOptions::new(level)
+    let heard = |done: VerifyProgress| {
+        let progress = Progress {
+            files_done: done.files,
+            files_total: Some(done.files_total),
+            bytes_done: done.bytes,
+            bytes_total: (done.bytes_total > 0).then_some(done.bytes_total),
+            ..Progress::new(Phase::Transferring)
+        };
+        surroundings.tell(Event::Progress(job.progress(&progress)));
     };
-    let work = async {
-        let report = repo.verify(backup, &options).await;
-        drop(options);
-        report
+    let work = async |tell| {
+        let cancel = job.token().clone();
+        let options = RepoOptions { cancel, progress: Some(tell), ..RepoOptions::new(level) };
+        repo.verify(backup, &options).await
     };
-    let listen = async {
-        while let Some(done) = progress.recv().await {
-            let progress = Progress {
-                files_done: done.files,
-                files_total: Some(done.files_total),
-                bytes_done: done.bytes,
-                bytes_total: (done.bytes_total > 0).then_some(done.bytes_total),
-                ..Progress::new(Phase::Transferring)
-            };
-            surroundings.tell(Event::Progress(job.progress(&progress)));
-        }
-    };
-    let (report, ()) = tokio::join!(work, listen);
-    Ok(report?)
+    Ok(while_listening(work, heard).await?)
 }
 
 fn sentence(finding: &Finding) -> String {

@@ -1,5 +1,7 @@
 //! Forgetting a backup: what it needed is garbage from then on, unless another backup needs it too.
 
+use std::collections::BTreeSet;
+
 use stillframe_storage::failpoint;
 
 use crate::claim::Claim;
@@ -50,14 +52,20 @@ impl Repository {
 
     /// Removes what was said of backups that are gone: somebody died between two steps.
     pub(crate) async fn tidy_notes(&self) -> Result<()> {
+        let mut notes = Vec::new();
         for kind in [Kind::Pin, Kind::Verified] {
-            for listed in self.io().list(kind).await? {
-                let of = async |kind| self.io().size(ObjectName::new(kind, listed.id)).await;
-                // A pin is put before its seal is looked for, and a seal after its manifest.
-                if of(Kind::Manifest).await?.is_none() && of(Kind::Sealed).await?.is_none() {
-                    self.io().delete(ObjectName::new(kind, listed.id)).await?;
-                }
-            }
+            notes.extend(self.io().list(kind).await?.into_iter().map(|listed| (kind, listed.id)));
+        }
+        if notes.is_empty() {
+            return Ok(());
+        }
+        // After them: a pin is put before its seal is looked for, and a seal after its manifest.
+        let mut backups = BTreeSet::new();
+        for kind in [Kind::Sealed, Kind::Manifest] {
+            backups.extend(self.io().list(kind).await?.into_iter().map(|listed| listed.id));
+        }
+        for (kind, id) in notes.into_iter().filter(|(_, id)| !backups.contains(id)) {
+            self.io().delete(ObjectName::new(kind, id)).await?;
         }
         Ok(())
     }

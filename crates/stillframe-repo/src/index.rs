@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use futures::{StreamExt, TryStreamExt};
 use stillframe_storage::failpoint;
+use tokio_util::sync::CancellationToken;
 
 use crate::distrust::Distrust;
 use crate::envelope::{HEADER_LEN, Header, check_repository};
@@ -30,16 +31,50 @@ pub(crate) struct Index {
     ring: Arc<KeyRing>,
     io: ObjectIo,
     cache: Arc<IndexCache>,
-    distrust: Distrust,
+    distrust: Arc<Distrust>,
     /// One refresh at a time; more would do the same work twice.
     refreshing: tokio::sync::Mutex<()>,
     refreshes: AtomicU64,
 }
 
 impl Index {
-    pub(crate) fn new(ring: Arc<KeyRing>, io: ObjectIo, cache: IndexCache, distrust: Distrust) -> Self {
+    pub(crate) fn new(ring: Arc<KeyRing>, io: ObjectIo, cache: IndexCache, distrust: Arc<Distrust>) -> Self {
         let (cache, refreshing) = (Arc::new(cache), tokio::sync::Mutex::new(()));
         Self { ring, io, cache, distrust, refreshing, refreshes: AtomicU64::new(0) }
+    }
+
+    /// Another index of the same repository, in a temporary file: of what `packs` say of themselves, whatever the segments and the cache
+    /// say. `seen` is told what came of each pack that is there.
+    pub(crate) async fn of_packs(
+        &self,
+        packs: &[Listed],
+        cancel: &CancellationToken,
+        mut seen: impl FnMut(Listed, Result<&PackTable, &Error>),
+    ) -> Result<Self> {
+        let ring = Arc::clone(&self.ring);
+        let cache = blocking(move || IndexCache::private(ring)).await?;
+        let index = Self::new(Arc::clone(&self.ring), self.io.clone(), cache, Arc::clone(&self.distrust));
+        let listed: Arc<[Listed]> = packs.into();
+        let mut loader = index.cache.begin_load()?;
+        let mut read = futures::stream::iter(packs.iter().copied())
+            .map(async |pack| (pack, read_pack_table(&self.io, &self.ring, pack).await))
+            .buffer_unordered(2 * CONCURRENCY);
+        while let Some((pack, table)) = read.next().await {
+            if cancel.is_cancelled() {
+                return Err(Error::Cancelled);
+            }
+            match table {
+                Ok(table) => {
+                    seen(pack, Ok(&table));
+                    loader = index.stage(loader, vec![table], None, &listed).await?.ok_or_else(unusable)?;
+                }
+                Err(error) if error.is_absent() => {}
+                Err(error @ (Error::Damaged { .. } | Error::NewerFormat { .. })) => seen(pack, Err(&error)),
+                Err(error) => return Err(error),
+            }
+        }
+        drop(read);
+        if index.commit(loader).await? { Ok(index) } else { Err(unusable()) }
     }
 
     pub(crate) fn io(&self) -> &ObjectIo {
@@ -223,6 +258,11 @@ pub(crate) async fn read_pack_table(io: &ObjectIo, ring: &KeyRing, pack: Listed)
     }
     let end = tail.get(tail.len() - span..).ok_or_else(|| damaged("its end is missing"))?;
     PackTable::decode_footer(ring, &header, pack.size, end)
+}
+
+/// A temporary file that failed once is not tried again.
+fn unusable() -> Error {
+    Error::Cache { path: std::env::temp_dir(), why: "the temporary index failed, see the warning".into() }
 }
 
 /// A hint that cannot be read is no hint; a store that fails is a failure.

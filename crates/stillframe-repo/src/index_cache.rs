@@ -128,6 +128,13 @@ impl IndexCache {
         Ok(Self { ring, directory: directory.to_owned(), database: RwLock::new(Arc::new(database)) })
     }
 
+    /// One of this process alone, in a temporary file that SQLite removes.
+    pub(crate) fn private(ring: Arc<KeyRing>) -> Result<Self> {
+        let directory = std::env::temp_dir();
+        let database = Database::private(&ring).map_err(|error| cache_error(&directory, &error))?;
+        Ok(Self { ring, directory, database: RwLock::new(Arc::new(database)) })
+    }
+
     fn database(&self) -> Arc<Database> {
         Arc::clone(&self.database.read().unwrap_or_else(PoisonError::into_inner))
     }

@@ -1,14 +1,20 @@
 //! Small objects whose body is JSON.
 
+use std::collections::BTreeMap;
+
 use bytes::Bytes;
+use futures::{StreamExt, TryStreamExt, stream};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use stillframe_storage::object_store::PutPayload;
 
+use crate::ObjectId;
 use crate::envelope::{open_object, seal_object};
 use crate::error::{Error, Result};
+use crate::index::CONCURRENCY;
 use crate::key_ring::KeyRing;
-use crate::layout::ObjectName;
+use crate::layout::{Kind, ObjectName};
+use crate::object_io::ObjectIo;
 
 /// Seals it. What no reader would take is refused.
 pub(crate) fn encode(ring: &KeyRing, name: ObjectName, value: &impl Serialize) -> Result<PutPayload> {
@@ -28,11 +34,35 @@ pub(crate) fn decode<T: DeserializeOwned>(ring: &KeyRing, name: ObjectName, byte
         .map_err(|error| Error::damaged(&name, format!("its JSON is malformed: {error}")))
 }
 
+/// Reads one that nothing depends on. `None`: it is not there. Of one that cannot be understood the damage is told.
+pub(crate) async fn read<T: DeserializeOwned>(
+    io: &ObjectIo,
+    ring: &KeyRing,
+    name: ObjectName,
+) -> Result<Option<Result<T>>> {
+    match io.get(name).await.and_then(|bytes| decode(ring, name, &bytes)) {
+        Ok(value) => Ok(Some(Ok(value))),
+        Err(error) if error.is_absent() => Ok(None),
+        Err(error @ (Error::Damaged { .. } | Error::NewerFormat { .. })) => Ok(Some(Err(error))),
+        Err(error) => Err(error),
+    }
+}
+
+/// All of a kind, a few at a time.
+pub(crate) async fn read_all<T: DeserializeOwned>(
+    io: &ObjectIo,
+    ring: &KeyRing,
+    kind: Kind,
+) -> Result<BTreeMap<ObjectId, Result<T>>> {
+    let listed = io.list(kind).await?;
+    let one = async |id| Ok((id, read(io, ring, ObjectName::new(kind, id)).await?));
+    let read = stream::iter(listed).map(|listed| one(listed.id)).buffer_unordered(CONCURRENCY);
+    read.try_filter_map(async |(id, value)| Ok(value.map(|value| (id, value)))).try_collect().await
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::ObjectId;
-    use crate::layout::Kind;
 
     #[test]
     fn what_no_reader_would_take_is_not_written() {

@@ -30,6 +30,7 @@ pub(crate) struct KeyRing {
     cache_key: Key,
     epochs: BTreeMap<u32, Key>,
     newest: u32,
+    is_merged: bool,
 }
 
 impl KeyRing {
@@ -66,11 +67,12 @@ impl KeyRing {
             cache_key: derive(&*master, &[], b"stillframe/1/cache"),
             epochs,
             newest,
+            is_merged: false,
         })
     }
 
     /// The same with one more epoch. Its number is random within what follows the newest: two rotations at the same time begin two epochs.
-    pub(crate) fn with_new_epoch(&self, repository: RepositoryId) -> Result<Self> {
+    pub(crate) fn with_new_epoch(&self) -> Result<Self> {
         let step = u32::from_le_bytes(random_bytes::<4>()) % EPOCH_STEP + 1;
         let number = self.newest.checked_add(step).filter(|_| self.epochs.len() < MAX_EPOCHS as usize);
         let number = number.ok_or_else(|| {
@@ -78,7 +80,7 @@ impl KeyRing {
         })?;
         let mut seeds = self.seeds();
         seeds.insert(number, Zeroizing::new(random_bytes::<KEY_LEN>()));
-        Ok(self.with_seeds(repository, &seeds))
+        Ok(self.with_seeds(&seeds))
     }
 
     /// With the epochs of both. `None`: they are rings of different repositories, or there would be too many.
@@ -88,7 +90,14 @@ impl KeyRing {
         }
         let mut seeds = self.seeds();
         seeds.extend(other.seeds());
-        (seeds.len() <= MAX_EPOCHS as usize).then(|| self.with_seeds(self.repository, &seeds))
+        let knows_all = |ring: &Self| !ring.is_merged && ring.epochs.len() == seeds.len();
+        let is_merged = !knows_all(self) && !knows_all(other);
+        (seeds.len() <= MAX_EPOCHS as usize).then(|| Self { is_merged, ..self.with_seeds(&seeds) })
+    }
+
+    /// Whether no single key that it was read from has all of its epochs.
+    pub(crate) fn is_merged(&self) -> bool {
+        self.is_merged
     }
 
     fn master(&self) -> &[u8] {
@@ -100,7 +109,7 @@ impl KeyRing {
         std::iter::from_fn(|| Some((bytes.u32()?, Zeroizing::new(bytes.array()?)))).collect()
     }
 
-    fn with_seeds(&self, repository: RepositoryId, seeds: &BTreeMap<u32, Key>) -> Self {
+    fn with_seeds(&self, seeds: &BTreeMap<u32, Key>) -> Self {
         let mut encoded = Zeroizing::new(Vec::with_capacity(KEY_LEN + 4 + seeds.len() * (KEY_LEN + 4)));
         encoded.extend_from_slice(self.master());
         let count = u32::try_from(seeds.len()).expect("there are at most 1024");
@@ -109,7 +118,7 @@ impl KeyRing {
             encoded.extend_from_slice(&number.to_le_bytes());
             encoded.extend_from_slice(&**seed);
         }
-        Self::decode(repository, &encoded).expect("what was just encoded is well formed")
+        Self::decode(self.repository, &encoded).expect("what was just encoded is well formed")
     }
 
     /// Whether it has this epoch.
@@ -204,9 +213,12 @@ mod tests {
     fn rings_of_two_rotations_at_once_read_together_what_each_wrote() {
         let repository = ObjectId::random();
         let old = KeyRing::generate(repository);
-        let (one, two) = (old.with_new_epoch(repository).unwrap(), old.with_new_epoch(repository).unwrap());
+        let (one, two) = (old.with_new_epoch().unwrap(), old.with_new_epoch().unwrap());
         let both = one.merged(&two).unwrap();
         assert_eq!(both.epochs().count(), 3);
+        assert!(both.is_merged() && !both.with_new_epoch().unwrap().is_merged());
+        assert!(both.merged(&one).unwrap().is_merged());
+        assert!(!one.merged(&old).unwrap().is_merged() && !old.merged(&one).unwrap().is_merged());
         assert_eq!(both.chunk_id(b"x"), old.chunk_id(b"x"));
         for ring in [&old, &one, &two] {
             let (epoch, salt) = (ring.newest_epoch(), [3; 32]);

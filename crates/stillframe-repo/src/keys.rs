@@ -11,7 +11,7 @@ use crate::index::blocking;
 use crate::key_object::{KeyDescription, KeyObject, Passphrase, PassphraseCost};
 use crate::key_ring::KeyRing;
 use crate::layout::{CONFIG_OBJECT, Kind, ObjectName};
-use crate::object_io::{Listed, ObjectIo};
+use crate::object_io::ObjectIo;
 use crate::repository::Unlock;
 use crate::write::is_plain;
 use crate::{ObjectId, Repository, RepositoryId};
@@ -58,24 +58,75 @@ pub struct KeyRotation {
     pub removed: u64,
 }
 
+/// What lies under the name of a key: one of any repository, or an error that is damage.
+type KeyRead = (ObjectName, Result<KeyObject>);
+
+/// Every key that is there. One that is gone by the time it is read is passed over.
+async fn read_keys(io: &ObjectIo) -> Result<Vec<KeyRead>> {
+    let listed = io.list(Kind::Keys).await?;
+    if listed.len() > MAX_KEYS {
+        return Err(Error::damaged(&"keys", format!("there are more than {MAX_KEYS} keys")));
+    }
+    let mut keys = Vec::new();
+    for listed in listed {
+        let name = ObjectName::new(Kind::Keys, listed.id);
+        match io.get(name).await.and_then(|bytes| KeyObject::decode(name, &bytes)) {
+            Err(error) if error.is_absent() => {}
+            Err(error) if !matches!(error, Error::Damaged { .. } | Error::NewerFormat { .. }) => {
+                return Err(error);
+            }
+            read => keys.push((name, read)),
+        }
+    }
+    Ok(keys)
+}
+
+/// What a new key says of itself.
+fn description(label: &str, clock: &dyn Clock) -> Result<KeyDescription> {
+    if !label.is_empty() && !is_plain(label) {
+        let why = "at most 256 bytes without control characters";
+        return Err(Error::Invalid(format!("{label:?} cannot be a key's label: {why}")));
+    }
+    Ok(KeyDescription { label: label.into(), created: clock.now() })
+}
+
 impl Repository {
     /// All keys. One that is damaged is an error of its own beside the others.
     pub async fn keys(&self) -> Result<Vec<Result<KeyInfo>>> {
-        let mut keys = Vec::new();
-        for listed in self.io().list(Kind::Keys).await? {
-            let name = ObjectName::new(Kind::Keys, listed.id);
-            let object = match self.io().get(name).await {
-                Ok(bytes) => KeyObject::decode(name, &bytes),
-                Err(error @ Error::Damaged { .. }) => Err(error),
-                Err(error) => return Err(error),
-            };
-            match object {
-                Ok(object) if object.repository() != self.id() => {}
-                Ok(object) => keys.push(self.describe_key(&object)),
-                Err(error) => keys.push(Err(error)),
+        Ok(self.own_keys().await?.into_iter().map(|(_, read)| self.describe_key(&read?)).collect())
+    }
+
+    /// Without those of other repositories, which a making that was cut short left.
+    async fn own_keys(&self) -> Result<Vec<KeyRead>> {
+        let mut keys = read_keys(self.io()).await?;
+        keys.retain(|(_, read)| read.as_ref().map_or(true, |key| key.repository() == self.id()));
+        Ok(keys)
+    }
+
+    /// Keys that are of another repository.
+    pub(crate) async fn foreign_keys(&self) -> Result<Vec<ObjectName>> {
+        let is_foreign =
+            |read: &Result<KeyObject>| read.as_ref().is_ok_and(|key| key.repository() != self.id());
+        let keys = read_keys(self.io()).await?.into_iter();
+        Ok(keys.filter(|(_, read)| is_foreign(read)).map(|(name, _)| name).collect())
+    }
+
+    /// Keys that cannot be what they should be. Of one that is wrapped for another passphrase only so much can be told.
+    pub(crate) async fn damaged_keys(&self) -> Result<Vec<(ObjectName, Error)>> {
+        let mut damaged = Vec::new();
+        for (name, read) in self.own_keys().await? {
+            match read {
+                Err(error) => damaged.push((name, error)),
+                Ok(key) if key.cost.is_some() != self.is_encrypted() => {
+                    let why = "it is not protected as the repository is: somebody put it there, and no reader uses it; `stillframe key remove` \
+                               removes it";
+                    damaged.push((name, Error::damaged(&name, why)));
+                }
+                Ok(key) if !self.ring().knows(key.epoch()) => {}
+                Ok(key) => damaged.extend(key.describe(self.ring()).err().map(|error| (name, error))),
             }
         }
-        Ok(keys)
+        Ok(damaged)
     }
 
     fn describe_key(&self, object: &KeyObject) -> Result<KeyInfo> {
@@ -96,11 +147,8 @@ impl Repository {
             let why = "the repository is not encrypted: a passphrase would protect nothing";
             return Err(Error::Invalid(why.into()));
         }
-        if !label.is_empty() && !is_plain(label) {
-            let why = "at most 256 bytes without control characters";
-            return Err(Error::Invalid(format!("{label:?} cannot be a key's label: {why}")));
-        }
-        let description = KeyDescription { label: label.into(), created: clock.now() };
+        let description = description(label, clock)?;
+        self.refuse_merged()?;
         put_key(self.io(), self.ring(), Some((passphrase, cost)), description).await
     }
 
@@ -112,6 +160,7 @@ impl Repository {
             let why = "it is the key of the passphrase that was given: open the repository with another passphrase to remove it";
             return Err(Error::Invalid(format!("{name}: {why}")));
         }
+        self.refuse_merged()?;
         let bytes = match self.io().get(name).await {
             Err(error) if error.is_absent() => return Err(Error::Invalid(format!("there is no {name}"))),
             bytes => bytes?,
@@ -145,73 +194,73 @@ impl Repository {
         if !self.is_encrypted() {
             return Err(Error::Invalid("the repository is not encrypted: it has no keys to rotate".into()));
         }
-        let before = self.io().list(Kind::Keys).await?;
-        let others = before.iter().filter(|key| key.id != self.own_key()).count();
-        if others > 0 && !options.remove_others {
-            let keys = if others == 1 { "1 other key".to_owned() } else { format!("{others} other keys") };
-            return Err(Error::Invalid(format!(
-                "{keys} of the repository would open what was written until now and nothing newer: let them be removed with it, and add their \
-                 passphrases again"
-            )));
+        let description = description(options.label, options.clock)?;
+        let before = self.own_keys().await?;
+        if !options.remove_others {
+            self.refuse_to_lock_out(&before)?;
         }
-        let (ring, repository) = (Arc::clone(self.ring()), self.id());
-        let ring = Arc::new(blocking(move || ring.with_new_epoch(repository)).await?);
-        let description = KeyDescription { label: options.label.to_owned(), created: options.clock.now() };
+        let ring = Arc::new(self.ring().with_new_epoch()?);
         let key = put_key(self.io(), &ring, Some((passphrase, options.cost)), description).await?;
         failpoint("key::rotated");
         let mut removed = 0;
         // What came since, and what knows an epoch that is not known here, is of another rotation: it stays, and so nothing is lost.
-        for listed in before {
-            let name = ObjectName::new(Kind::Keys, listed.id);
-            let object = match self.io().get(name).await {
-                Ok(bytes) => KeyObject::decode(name, &bytes),
-                Err(error) if error.is_absent() => continue,
-                Err(error) => Err(error),
-            };
-            match object {
-                Ok(object) if object.repository() != repository => {}
-                Ok(object) if !ring.knows(object.epoch()) => {
-                    return Err(Error::GivenUp { why: rotated_elsewhere(name) });
-                }
-                Ok(_) | Err(Error::Damaged { .. }) => {
-                    self.io().delete(name).await?;
-                    failpoint("key::old-removed");
-                    removed += 1;
-                }
-                Err(error) => return Err(error),
+        for (name, read) in before {
+            if read.is_ok_and(|object| !ring.knows(object.epoch())) {
+                return Err(Error::GivenUp { why: rotated_elsewhere(name) });
             }
+            self.io().delete(name).await?;
+            failpoint("key::old-removed");
+            removed += 1;
         }
         Ok(KeyRotation { key, epoch: ring.newest_epoch(), removed })
     }
 
-    /// Whether a key of this repository is there beside the one that opened it.
-    pub(crate) async fn has_another_key(&self) -> Result<bool> {
-        let keys = self.keys().await?;
-        let is_other = |key: &Result<KeyInfo>| {
-            key.as_ref().is_ok_and(|key| !key.current && key.encrypted == self.is_encrypted())
+    fn refuse_to_lock_out(&self, keys: &[KeyRead]) -> Result<()> {
+        let others: Vec<String> = keys
+            .iter()
+            .filter(|(name, _)| name.id != self.own_key())
+            .map(|(name, read)| match read.as_ref().map(|object| object.describe(self.ring())) {
+                Ok(Ok(described)) if !described.label.is_empty() => {
+                    format!("{} ({})", name.id, described.label)
+                }
+                Ok(_) => name.id.to_string(),
+                Err(error) => error.to_string(),
+            })
+            .collect();
+        let keys = match others.len() {
+            0 => return Ok(()),
+            1 => "1 other key".to_owned(),
+            several => format!("{several} other keys"),
         };
-        // One of a newer epoch cannot be described with this ring, and is one all the same.
-        Ok(keys.iter().any(is_other) || self.has_key_of_a_newer_epoch().await?)
+        Err(Error::Invalid(format!(
+            "{keys} would open what was written until now and nothing newer: {}; --remove-others removes them, and `stillframe key add` adds \
+             their passphrases again",
+            others.join(", ")
+        )))
     }
 
-    async fn has_key_of_a_newer_epoch(&self) -> Result<bool> {
-        for listed in self.io().list(Kind::Keys).await? {
-            let name = ObjectName::new(Kind::Keys, listed.id);
-            let object = match self.io().get(name).await {
-                Ok(bytes) => KeyObject::decode(name, &bytes),
-                Err(error) if error.is_absent() => continue,
-                Err(error) => return Err(error),
-            };
-            let is_newer = |object: &KeyObject| {
-                object.repository() == self.id()
-                    && object.cost.is_some() == self.is_encrypted()
-                    && !self.ring().knows(object.epoch())
-            };
-            if object.is_ok_and(|object| is_newer(&object)) {
-                return Ok(true);
-            }
+    /// While it takes several keys to know all epochs, each of them may be the only one that knows one: a key that was added now would look
+    /// as if it made the others superfluous.
+    fn refuse_merged(&self) -> Result<()> {
+        if !self.ring().is_merged() {
+            return Ok(());
         }
-        Ok(false)
+        let why = "two rotations at the same time left keys that read everything only together; `stillframe key rotate` makes one of them, then \
+                   run again";
+        Err(Error::Invalid(why.into()))
+    }
+
+    /// Whether a key of this repository is there beside the one that opened it. One of a newer epoch, which cannot be described with this
+    /// ring, is one all the same.
+    pub(crate) async fn has_another_key(&self) -> Result<bool> {
+        let is_another = |(name, read): &KeyRead| {
+            let fits = |object: &KeyObject| {
+                let is_readable = !self.ring().knows(object.epoch()) || object.describe(self.ring()).is_ok();
+                object.cost.is_some() == self.is_encrypted() && is_readable
+            };
+            name.id != self.own_key() && read.as_ref().is_ok_and(fits)
+        };
+        Ok(self.own_keys().await?.iter().any(is_another))
     }
 }
 
@@ -242,24 +291,13 @@ pub(crate) async fn unlock_ring(
     repository: RepositoryId,
     unlock: &Unlock,
 ) -> Result<(KeyRing, ObjectId)> {
-    let listed: Vec<Listed> = io.list(Kind::Keys).await?;
-    if listed.len() > MAX_KEYS {
-        return Err(Error::damaged(&"keys", format!("there are more than {MAX_KEYS} keys")));
-    }
     let (mut wrapped, mut bare, mut damage, mut others) = (Vec::new(), Vec::new(), None, 0);
-    for listed in listed {
-        let name = ObjectName::new(Kind::Keys, listed.id);
-        let object = match io.get(name).await {
-            Ok(bytes) => KeyObject::decode(name, &bytes),
-            Err(error) => Err(error),
-        };
-        match object {
+    for (_, read) in read_keys(io).await? {
+        match read {
             Ok(object) if object.repository() != repository => others += 1,
             Ok(object) if object.cost.is_some() => wrapped.push(object),
             Ok(object) => bare.push(object),
-            Err(error @ (Error::Damaged { .. } | Error::NewerFormat { .. })) => damage = Some(error),
-            Err(error) if error.is_absent() => {}
-            Err(error) => return Err(error),
+            Err(error) => damage = Some(error),
         }
     }
     if wrapped.is_empty() && bare.is_empty() {

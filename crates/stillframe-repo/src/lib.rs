@@ -37,6 +37,7 @@
 #![forbid(unsafe_code)]
 
 mod bytes_reader;
+mod check;
 mod chunk_reader;
 mod claim;
 mod compression;
@@ -83,6 +84,7 @@ mod verified;
 mod verify;
 mod write;
 
+pub use check::{CheckFinding, CheckOptions, CheckProgress, CheckReport, ReadData};
 pub use chunk_reader::ChunkReader;
 pub use content::{ChunkRef, ContentRef, MAX_CHUNK_LEN, ParseContentRefError};
 pub use content_reader::{ContentReader, LeafReader};

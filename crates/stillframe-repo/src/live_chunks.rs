@@ -84,7 +84,7 @@ impl LiveChunks {
     }
 
     /// Sorted once and not chunk by chunk: ten million random places in a tree on disk would be as many writes.
-    fn settle(&mut self) -> Result<()> {
+    pub(crate) fn settle(&mut self) -> Result<()> {
         self.stage()?;
         let merged = self.connection().execute_batch(
             "INSERT OR IGNORE INTO live SELECT id FROM staged ORDER BY id; DELETE FROM staged;",
@@ -106,6 +106,12 @@ impl LiveChunks {
             Ok(found)
         };
         select().map_err(|error: rusqlite::Error| failed(&error))
+    }
+
+    /// How many.
+    pub(crate) fn len(&self) -> Result<u64> {
+        let count = self.connection().query_row("SELECT count(*) FROM live", [], |row| row.get::<_, i64>(0));
+        Ok(count.map_err(|error| failed(&error))?.cast_unsigned())
     }
 
     /// At most `limit` of those that follow `after`, in their order.
@@ -130,24 +136,33 @@ impl LiveChunks {
             if self.manifests.contains(&listed.id) {
                 continue;
             }
-            let name = ObjectName::new(Kind::Manifest, listed.id);
-            match self.walk_manifest(repository, name, cancel).await {
-                // Only now: of a walk that failed half way nobody knows which children were come to.
-                Ok(fresh) => {
-                    self.walked.extend(fresh);
-                    self.manifests.insert(listed.id);
-                }
+            match self.walk_one(repository, listed.id, cancel).await {
+                Ok(()) => drop(self.manifests.insert(listed.id)),
                 Err(error @ (Error::Cancelled | Error::Cache { .. })) => return Err(error),
                 // Forgotten since it was listed: what it needed may be gone.
-                Err(_) if repository.io().size(name).await?.is_none() => {}
+                Err(_)
+                    if repository.io().size(ObjectName::new(Kind::Manifest, listed.id)).await?.is_none() => {}
                 Err(error) if error.is_damage() => {
                     let why = format!("what it needs cannot be told: {error}");
-                    return Err(Error::damaged(&name, why));
+                    return Err(Error::damaged(&ObjectName::new(Kind::Manifest, listed.id), why));
                 }
                 Err(error) => return Err(error),
             }
         }
         self.settle()
+    }
+
+    /// What one manifest leads to. Ends with [`Self::settle`].
+    pub(crate) async fn walk_one(
+        &mut self,
+        repository: &Repository,
+        id: BackupId,
+        cancel: &CancellationToken,
+    ) -> Result<()> {
+        let fresh = self.walk_manifest(repository, ObjectName::new(Kind::Manifest, id), cancel).await?;
+        // Only now: of a walk that failed half way nobody knows which children were come to.
+        self.walked.extend(fresh);
+        Ok(())
     }
 
     /// Returns what was walked of it for the first time.

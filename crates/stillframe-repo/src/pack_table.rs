@@ -63,6 +63,13 @@ pub(crate) struct PackTable {
 }
 
 impl PackTable {
+    /// Equal for tables that say the same.
+    pub(crate) fn digest(&self) -> [u8; 32] {
+        let mut bytes = Vec::with_capacity(self.entries.len() * ENTRY_LEN + 64);
+        self.encode(&mut bytes);
+        *blake3::hash(&bytes).as_bytes()
+    }
+
     /// Each entry with its position and its offset in the object.
     pub(crate) fn places(&self) -> impl Iterator<Item = (u32, u64, &PackEntry)> {
         let mut offset = HEADER_LEN as u64;

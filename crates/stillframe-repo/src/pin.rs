@@ -24,6 +24,16 @@ pub struct Pin {
     pub host: String,
 }
 
+impl Pin {
+    /// In words, also of a pin that cannot be read.
+    pub fn words(pin: Option<&Self>) -> String {
+        match pin {
+            Some(pin) if !pin.why.is_empty() => format!("pinned: {}", pin.why),
+            _ => "pinned".to_owned(),
+        }
+    }
+}
+
 impl Repository {
     /// Protects a backup from [`Repository::forget`] until [`Repository::unpin`]. One that is pinned already gets the new words.
     ///
@@ -58,18 +68,8 @@ impl Repository {
 
     /// The backups that are pinned, with what was said of it. A pin that cannot be read is one all the same.
     pub async fn pins(&self) -> Result<BTreeMap<BackupId, Option<Pin>>> {
-        let mut pins = BTreeMap::new();
-        for listed in self.io().list(Kind::Pin).await? {
-            let name = ObjectName::new(Kind::Pin, listed.id);
-            let read = self.io().get(name).await;
-            match read.and_then(|bytes| json_object::decode(self.ring(), name, &bytes)) {
-                Ok(pin) => pins.insert(listed.id, Some(pin)),
-                Err(error) if error.is_absent() => None,
-                Err(Error::Damaged { .. } | Error::NewerFormat { .. }) => pins.insert(listed.id, None),
-                Err(error) => return Err(error),
-            };
-        }
-        Ok(pins)
+        let pins = json_object::read_all(self.io(), self.ring(), Kind::Pin).await?;
+        Ok(pins.into_iter().map(|(id, pin)| (id, pin.ok())).collect())
     }
 
     pub(crate) async fn is_pinned(&self, id: BackupId) -> Result<bool> {

@@ -218,10 +218,26 @@ impl Repository {
         let LocalDirs { cache, state } = dirs.of(&config.id.to_string());
         let cache_ring = Arc::clone(&ring);
         let cache = blocking(move || IndexCache::open(cache_ring, &cache)).await?;
-        let distrust = Distrust::new(&state);
+        let distrust = Arc::new(Distrust::new(&state));
         let index = Arc::new(Index::new(Arc::clone(&ring), io.clone(), cache, distrust));
         let newest = Newest::new(&state);
         Ok(Self { inner: Arc::new(Inner { config, io, ring, key, encrypted, index, newest, state }) })
+    }
+
+    /// The same with another index.
+    pub(crate) fn with_index(&self, index: Arc<Index>) -> Self {
+        let Inner { config, io, ring, key, encrypted, state, .. } = &*self.inner;
+        let inner = Inner {
+            config: config.clone(),
+            io: io.clone(),
+            ring: Arc::clone(ring),
+            key: *key,
+            encrypted: *encrypted,
+            index,
+            newest: Newest::new(state),
+            state: state.clone(),
+        };
+        Self { inner: Arc::new(inner) }
     }
 
     /// Its id, for life.
@@ -318,6 +334,13 @@ impl Repository {
         let manifests = manifests.into_iter().map(|listed| listed.id);
         let (existing, unfinished) = manifests.partition(|id| is_in(&sealed, id));
         Ok(BackupIds { existing, unfinished, lost })
+    }
+
+    /// Backups, those whose manifest is lost among them, and manifests that are not sealed.
+    pub(crate) async fn backup_ids(&self) -> Result<(Vec<BackupId>, Vec<BackupId>)> {
+        let BackupIds { mut existing, unfinished, lost } = self.list_backups().await?;
+        existing.extend(lost);
+        Ok((existing, unfinished))
     }
 
     /// All backups. One that cannot be read does not hide the others.

@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::layout::{Kind, ObjectName};
 use crate::{BackupId, Repository, json_object};
 
@@ -75,24 +75,13 @@ impl Repository {
     /// What is recorded of a backup. `None`: nothing that can be read.
     pub async fn verified(&self, id: BackupId) -> Result<Option<Verified>> {
         let name = ObjectName::new(Kind::Verified, id);
-        let read = self.io().get(name).await;
-        match read.and_then(|bytes| json_object::decode(self.ring(), name, &bytes)) {
-            Ok(verified) => Ok(Some(verified)),
-            Err(error) if error.is_absent() => Ok(None),
-            Err(Error::Damaged { .. } | Error::NewerFormat { .. }) => Ok(None),
-            Err(error) => Err(error),
-        }
+        Ok(json_object::read(self.io(), self.ring(), name).await?.and_then(Result::ok))
     }
 
     /// What is recorded of all backups.
     pub async fn all_verified(&self) -> Result<BTreeMap<BackupId, Verified>> {
-        let mut all = BTreeMap::new();
-        for listed in self.io().list(Kind::Verified).await? {
-            if let Some(verified) = self.verified(listed.id).await? {
-                all.insert(listed.id, verified);
-            }
-        }
-        Ok(all)
+        let all = json_object::read_all(self.io(), self.ring(), Kind::Verified).await?;
+        Ok(all.into_iter().filter_map(|(id, verified)| Some((id, verified.ok()?))).collect())
     }
 }
 

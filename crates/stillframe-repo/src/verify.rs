@@ -21,7 +21,7 @@ use crate::pack_check::{PackFault, check_pack};
 use crate::{BackupId, ChunkId, ContentRef, FileKind, PackId, Repository};
 
 /// A report lists at most so many findings, and counts the rest.
-const MAX_FINDINGS: usize = 10_000;
+pub(crate) const MAX_FINDINGS: usize = 10_000;
 /// Packs read at a time.
 const PACKS_AT_A_TIME: usize = 2;
 
@@ -128,9 +128,44 @@ impl Repository {
     ///
     /// Memory is bounded whatever the size of the backup. Each pack that the backup needs is read once.
     pub async fn verify(&self, backup: BackupId, options: &VerifyOptions) -> Result<VerifyReport> {
-        let mut report = VerifyReport {
+        self.index().refresh().await?;
+        let manifest = match self.manifest(backup).await {
+            Ok(manifest) => manifest,
+            Err(error @ Error::Damaged { .. }) => {
+                let mut report = VerifyReport::new(backup, options.level);
+                let name = ObjectName::new(Kind::Manifest, backup);
+                add(&mut report, Finding { is_loss: true, ..Finding::of(name, &error) });
+                return Ok(report);
+            }
+            Err(error) => return Err(error),
+        };
+        let mut verifier = Verifier::new(self, &manifest, options).await?;
+        verifier.run(&manifest).await?;
+        Ok(verifier.report)
+    }
+
+    /// What a backup whose manifest can be read loses: chunks that no pack has, and those that are known to be `lost`.
+    pub(crate) async fn losses(
+        &self,
+        backup: BackupId,
+        lost: &Lost,
+        cancel: &CancellationToken,
+    ) -> Result<VerifyReport> {
+        self.index().refresh().await?;
+        let manifest = self.manifest(backup).await?;
+        let options = VerifyOptions { cancel: cancel.clone(), ..VerifyOptions::new(VerifyLevel::Exists) };
+        let mut verifier = Verifier::new(self, &manifest, &options).await?;
+        verifier.walk(&manifest, &Walk::Look).await?;
+        verifier.walk(&manifest, &Walk::Name(lost)).await?;
+        Ok(verifier.report)
+    }
+}
+
+impl VerifyReport {
+    fn new(backup: BackupId, level: VerifyLevel) -> Self {
+        Self {
             backup,
-            level: options.level,
+            level,
             files: 0,
             bytes: 0,
             chunks: 0,
@@ -138,49 +173,18 @@ impl Repository {
             bytes_read: 0,
             findings: Vec::new(),
             findings_omitted: 0,
+        }
+    }
+}
+
+impl Finding {
+    /// What is wrong with an object, without a loss. Damage names the object itself.
+    pub(crate) fn of(name: ObjectName, error: &Error) -> Self {
+        let (object, why) = match error {
+            Error::Damaged { object, why } => (object.clone(), why.clone()),
+            error => (name.to_string(), error.to_string()),
         };
-        self.index().refresh().await?;
-        let manifest = match self.manifest(backup).await {
-            Ok(manifest) => manifest,
-            Err(Error::Damaged { object, why }) => {
-                add(
-                    &mut report,
-                    Finding {
-                        object,
-                        why,
-                        is_loss: true,
-                        source: None,
-                        file: None,
-                        offset: None,
-                        chunk: None,
-                    },
-                );
-                return Ok(report);
-            }
-            Err(error) => return Err(error),
-        };
-        let packs = self.io().list(Kind::Pack).await?;
-        let mut verifier = Verifier {
-            repository: self,
-            options,
-            chunks: self.chunk_reader(),
-            packs,
-            report,
-            progress: VerifyProgress {
-                files_total: manifest
-                    .draft
-                    .sources
-                    .iter()
-                    .fold(0, |sum, source| source.file_count.saturating_add(sum)),
-                ..VerifyProgress::default()
-            },
-            needed: match options.level {
-                VerifyLevel::Exists => None,
-                _ => Some(NeededChunks::new()?),
-            },
-        };
-        verifier.run(&manifest).await?;
-        Ok(verifier.report)
+        Self { object, why, is_loss: false, source: None, file: None, offset: None, chunk: None }
     }
 }
 
@@ -203,7 +207,7 @@ enum Walk<'a> {
 }
 
 /// Chunks that no pack gives any more, with what is wrong.
-type Lost = HashMap<ChunkId, (String, String)>;
+pub(crate) type Lost = HashMap<ChunkId, (String, String)>;
 
 /// Who needs a chunk.
 struct User<'a> {
@@ -212,7 +216,28 @@ struct User<'a> {
     offset: Option<u64>,
 }
 
-impl Verifier<'_> {
+impl<'a> Verifier<'a> {
+    async fn new(
+        repository: &'a Repository,
+        manifest: &Manifest,
+        options: &'a VerifyOptions,
+    ) -> Result<Self> {
+        let sources = &manifest.draft.sources;
+        let files_total = sources.iter().fold(0, |sum, source| source.file_count.saturating_add(sum));
+        Ok(Self {
+            repository,
+            options,
+            chunks: repository.chunk_reader(),
+            packs: repository.io().list(Kind::Pack).await?,
+            report: VerifyReport::new(manifest.id, options.level),
+            progress: VerifyProgress { files_total, ..VerifyProgress::default() },
+            needed: match options.level {
+                VerifyLevel::Exists => None,
+                _ => Some(NeededChunks::new()?),
+            },
+        })
+    }
+
     async fn run(&mut self, manifest: &Manifest) -> Result<()> {
         self.walk(manifest, &Walk::Look).await?;
         if self.options.level == VerifyLevel::Exists {

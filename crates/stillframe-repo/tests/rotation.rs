@@ -7,9 +7,11 @@ mod support;
 use std::sync::Arc;
 
 use stillframe_repo::{
-    Encryption, Error, InitOptions, PassphraseCost, Repository, RotateOptions, Unlock, WriteOptions,
+    Encryption, Error, InitOptions, ObjectId, PassphraseCost, Repository, RotateOptions, Unlock, WriteOptions,
 };
+use stillframe_storage::object_store::ObjectStoreExt;
 use stillframe_storage::object_store::memory::InMemory;
+use stillframe_storage::object_store::path::Path;
 use support::{clock, files, write};
 
 const CHEAP: PassphraseCost = PassphraseCost { memory_kib: 256, passes: 1, lanes: 1 };
@@ -106,6 +108,41 @@ async fn two_rotations_at_once_lose_nothing() {
             support::read(&last, id).await.unwrap();
         }
         assert_eq!(last.info().await.unwrap().keys, 1);
+    }
+}
+
+/// Of two rotations at once each key may be the only one that knows an epoch: nothing may be removed by what another key seems to know.
+#[tokio::test]
+async fn what_two_rotations_left_is_brought_together_before_a_key_is_removed_or_added() {
+    let (store, cache) = (Arc::new(InMemory::new()), tempfile::tempdir().unwrap());
+    let first = Repository::init(store.clone(), &options("one"), cache.path()).await.unwrap();
+    let second = opened(&store, "one").await.unwrap();
+    // As if both had listed the keys before either put its own: the key that each began with is put back.
+    let key_path = |id: ObjectId| Path::from(format!("keys/{id}"));
+    let stored = async |path: &Path| store.get(path).await.unwrap().bytes().await.unwrap();
+    let original = key_path(first.keys().await.unwrap().into_iter().flatten().next().unwrap().id);
+    let of_original = stored(&original).await;
+    let one = first.rotate_key("one".into(), &rotation(&*clock(), false)).await.unwrap();
+    let by_one = write(&opened(&store, "one").await.unwrap(), "x", &files(1, 1, 2000)).await.unwrap();
+    let (of_one, path) = (stored(&key_path(one.key)).await, key_path(one.key));
+    store.delete(&path).await.unwrap();
+    store.put(&original, of_original.into()).await.unwrap();
+    second.rotate_key("one".into(), &rotation(&*clock(), false)).await.unwrap();
+    store.put(&path, of_one.into()).await.unwrap();
+    let both = opened(&store, "one").await.unwrap();
+    let by_two = write(&both, "y", &files(2, 1, 2000)).await.unwrap();
+    let other = both.keys().await.unwrap().into_iter().flatten().find(|key| !key.current).unwrap().id;
+    let refused = both.remove_key(other).await.unwrap_err();
+    assert!(matches!(refused, Error::Invalid(_)) && refused.to_string().contains("key rotate"), "{refused}");
+    both.add_key("two".into(), CHEAP, "", &*clock()).await.unwrap_err();
+
+    both.rotate_key("one".into(), &rotation(&*clock(), true)).await.unwrap();
+    let last = opened(&store, "one").await.unwrap();
+    assert_eq!(last.info().await.unwrap().keys, 1);
+    let added = last.add_key("two".into(), CHEAP, "", &*clock()).await.unwrap();
+    last.remove_key(added).await.unwrap();
+    for id in [by_one.manifest.id, by_two.manifest.id] {
+        support::read(&last, id).await.unwrap();
     }
 }
 

@@ -393,26 +393,29 @@ pub struct Verify {
     pub staging: Option<PathBuf>,
 }
 
+/// How many backups a rule may keep.
+const KEPT: std::ops::RangeInclusive<u32> = 1..=1_000_000;
+
 /// What a policy keeps.
 #[derive(Debug, Args)]
 pub struct RetentionArgs {
     /// Keep the newest N
-    #[arg(long = "keep-last", value_name = "N", value_parser = whole(1..=1_000_000_u32), allow_negative_numbers = true)]
+    #[arg(long = "keep-last", value_name = "N", value_parser = whole(KEPT), allow_negative_numbers = true)]
     pub last: Option<u32>,
     /// Keep the newest of each of the newest N hours that have one (hours, days and all others are those of UTC)
-    #[arg(long = "keep-hourly", value_name = "N", value_parser = whole(1..=1_000_000_u32), allow_negative_numbers = true)]
+    #[arg(long = "keep-hourly", value_name = "N", value_parser = whole(KEPT), allow_negative_numbers = true)]
     pub hourly: Option<u32>,
     /// …of days
-    #[arg(long = "keep-daily", value_name = "N", value_parser = whole(1..=1_000_000_u32), allow_negative_numbers = true)]
+    #[arg(long = "keep-daily", value_name = "N", value_parser = whole(KEPT), allow_negative_numbers = true)]
     pub daily: Option<u32>,
     /// …of weeks
-    #[arg(long = "keep-weekly", value_name = "N", value_parser = whole(1..=1_000_000_u32), allow_negative_numbers = true)]
+    #[arg(long = "keep-weekly", value_name = "N", value_parser = whole(KEPT), allow_negative_numbers = true)]
     pub weekly: Option<u32>,
     /// …of months
-    #[arg(long = "keep-monthly", value_name = "N", value_parser = whole(1..=1_000_000_u32), allow_negative_numbers = true)]
+    #[arg(long = "keep-monthly", value_name = "N", value_parser = whole(KEPT), allow_negative_numbers = true)]
     pub monthly: Option<u32>,
     /// …of years
-    #[arg(long = "keep-yearly", value_name = "N", value_parser = whole(1..=1_000_000_u32), allow_negative_numbers = true)]
+    #[arg(long = "keep-yearly", value_name = "N", value_parser = whole(KEPT), allow_negative_numbers = true)]
     pub yearly: Option<u32>,
     /// Keep all that are older than the newest one by no more than this: 12h, 30d, 8w, 6mo, 1y
     #[arg(long = "keep-within", value_name = "SPAN", value_parser = parse_within)]

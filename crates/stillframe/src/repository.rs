@@ -241,6 +241,13 @@ pub async fn open_repository(args: &RepoArgs) -> Result<Repository, Failure> {
     Opening::prepare(args).await?.open().await
 }
 
+/// Opens it for what writes into it; the lock is to be held meanwhile.
+pub async fn open_to_write(args: &RepoArgs) -> Result<(Repository, Option<UploadLock>), Failure> {
+    let opening = Opening::prepare(args).await?;
+    let uploads = opening.uploads();
+    Ok((opening.open().await?, uploads))
+}
+
 fn in_place(location: &Location, error: stillframe_repo::Error) -> Failure {
     let mut failure = Failure::from(error);
     failure.message = format!("{location}: {}", failure.message);

@@ -7,7 +7,7 @@ use stillframe_repo::{ObjectId, PassphraseCost, Repository, RotateOptions};
 use crate::cli::KeyCommand;
 use crate::failure::{Failure, Kind};
 use crate::passphrase::{Question, obtain};
-use crate::repository::{Opening, open_repository, passphrase};
+use crate::repository::{Opening, open_repository, open_to_write, passphrase};
 use crate::session::Session;
 use crate::sizes::count;
 
@@ -15,9 +15,7 @@ use crate::sizes::count;
 pub async fn run(session: &Session, command: &KeyCommand) -> Result<(), Failure> {
     match command {
         KeyCommand::Add { repo: args, new_passphrase_file, label } => {
-            let opening = Opening::prepare(args).await?;
-            let _uploads = opening.uploads();
-            let repo = opening.open().await?;
+            let (repo, _uploads) = open_to_write(args).await?;
             let question =
                 Question { prompt: "New passphrase: ", variable: "STILLFRAME_NEW_PASSPHRASE", twice: true };
             let secret = obtain(new_passphrase_file.as_deref(), question)?.ok_or_else(|| {
@@ -33,9 +31,7 @@ pub async fn run(session: &Session, command: &KeyCommand) -> Result<(), Failure>
             session.console.object("key", json!({ "id": id.to_string(), "label": label }));
         }
         KeyCommand::Remove { key, repo: args } => {
-            let opening = Opening::prepare(args).await?;
-            let _uploads = opening.uploads();
-            let repo = opening.open().await?;
+            let (repo, _uploads) = open_to_write(args).await?;
             let id = find(&repo, key).await?;
             repo.remove_key(id).await?;
             session.console.line(format!("key {id} removed: its passphrase opens the repository no more"));
@@ -52,7 +48,6 @@ pub async fn run(session: &Session, command: &KeyCommand) -> Result<(), Failure>
             let passphrase = passphrase.ok_or_else(|| {
                 Failure::new(Kind::Usage, "the repository is not encrypted: it has no keys to rotate")
             })?;
-            refuse_to_lock_out(&repo, *remove_others).await?;
             let options = RotateOptions {
                 cost: PassphraseCost::default(),
                 label,
@@ -120,27 +115,4 @@ async fn find(repo: &Repository, text: &str) -> Result<ObjectId, Failure> {
         )),
         _ => Err(Failure::new(Kind::Usage, format!("{text:?} fits several keys; give more of the id"))),
     }
-}
-
-/// Before anything is asked of the repository, in the words of the options.
-async fn refuse_to_lock_out(repo: &Repository, remove_others: bool) -> Result<(), Failure> {
-    let keys = repo.keys().await?;
-    let others: Vec<String> = keys
-        .iter()
-        .filter(|key| !key.as_ref().is_ok_and(|key| key.current))
-        .map(|key| match key {
-            Ok(key) if key.label.is_empty() => key.id.to_string(),
-            Ok(key) => format!("{} ({})", key.id, key.label),
-            Err(error) => error.to_string(),
-        })
-        .collect();
-    if remove_others || others.is_empty() {
-        return Ok(());
-    }
-    let message = format!(
-        "other keys would open what was written until now and nothing newer: {}; --remove-others removes them, and `stillframe key add` adds \
-         their passphrases again",
-        others.join(", ")
-    );
-    Err(Failure::new(Kind::Usage, message))
 }

@@ -6,14 +6,12 @@ use stillframe_repo::Pin;
 use crate::cli;
 use crate::failure::Failure;
 use crate::place::host;
-use crate::repository::{Opening, pick};
+use crate::repository::{open_to_write, pick};
 use crate::session::Session;
 
 /// Protects one backup.
 pub async fn pin(session: &Session, args: &cli::Pin) -> Result<(), Failure> {
-    let opening = Opening::prepare(&args.repo).await?;
-    let _uploads = opening.uploads();
-    let repo = opening.open().await?;
+    let (repo, _uploads) = open_to_write(&args.repo).await?;
     let id = pick(session, &repo, &args.backup, &args.labels).await?;
     let pin = Pin { why: args.why.clone(), since: session.clock.now(), host: host() };
     repo.pin(id, &pin).await?;
@@ -24,9 +22,7 @@ pub async fn pin(session: &Session, args: &cli::Pin) -> Result<(), Failure> {
 
 /// Takes the protection away.
 pub async fn unpin(session: &Session, args: &cli::Unpin) -> Result<(), Failure> {
-    let opening = Opening::prepare(&args.repo).await?;
-    let _uploads = opening.uploads();
-    let repo = opening.open().await?;
+    let (repo, _uploads) = open_to_write(&args.repo).await?;
     let id = pick(session, &repo, &args.backup, &args.labels).await?;
     let was = if repo.unpin(id).await? { "is not pinned any more" } else { "was not pinned" };
     session.console.line(format!("backup {id} {was}"));

@@ -72,8 +72,7 @@ impl Notes {
     pub fn words(&self, id: BackupId) -> Vec<String> {
         let mut words = Vec::new();
         if let Some(pin) = self.pins.get(&id) {
-            let why = pin.as_ref().map(|pin| pin.why.as_str()).filter(|why| !why.is_empty());
-            words.push(why.map_or("pinned".to_owned(), |why| format!("pinned: {why}")));
+            words.push(Pin::words(pin.as_ref()));
         }
         if let Some((level, verification)) = self.verified.get(&id).and_then(Verified::newest) {
             let found = match (verification.sound, verification.whole) {

@@ -11,7 +11,7 @@ use crate::cli::{Level, Verify};
 use crate::commands::{from_here, refuse_no_directory};
 use crate::failure::{Failure, Kind};
 use crate::place::host;
-use crate::repository::{Opening, open_store, pick, place_text, refuse_in_repository};
+use crate::repository::{open_store, open_to_write, pick, place_text, refuse_in_repository};
 use crate::session::{Session, full_share};
 use crate::sizes::{bytes, count, span};
 
@@ -95,9 +95,7 @@ async fn find(
     session: &Session,
     args: &Verify,
 ) -> Result<(Repository, BackupId, Option<UploadLock>), Failure> {
-    let opening = Opening::prepare(&args.repo).await?;
-    let uploads = opening.uploads();
-    let repo = opening.open().await?;
+    let (repo, uploads) = open_to_write(&args.repo).await?;
     let backup = pick(session, &repo, &args.backup, &args.labels).await?;
     Ok((repo, backup, uploads))
 }
