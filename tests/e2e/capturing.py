@@ -10,7 +10,8 @@ def demand_weakening(snapshot, name):
     if name and not any(name in setting for setting in named):
         raise Failed(f"{name} weakens the guarantee, but the image names {named or 'nothing'}")
     if not name and named:
-        raise Failed(f"the image names {named}, but nothing weakens this source")
+        told = [f"{entry['setting']}: {entry['effect']}" for entry in snapshot["weakening"]]
+        raise Failed(f"the image names {told}, but nothing weakens this source")
 
 
 def demand_inside(image):

@@ -37,7 +37,9 @@ class Outcome:
 
 
 class Program:
-    def __init__(self, path, workplace, env=None):
+    def __init__(self, path, workplace, env=None, below=()):
+        #: Words of a program that calls this one.
+        self.below = list(below)
         self.path = Path(path).resolve()
         self.workplace = workplace
         if not self.path.is_file():
@@ -47,7 +49,13 @@ class Program:
         self.extra = dict(env or {})
 
     def with_env(self, **env):
-        return Program(self.path, self.workplace, {**self.extra, **env})
+        return Program(self.path, self.workplace, {**self.extra, **env}, self.below)
+
+    def that_lists_slowly(self, milliseconds):
+        """As one that loses the processor in the middle of listing a directory, at each of the calls that this takes."""
+        delay = f"inject=getdents64:delay_exit={milliseconds * 1000}"
+        below = ["strace", "-f", "-o", "/dev/null", "-e", "trace=getdents64", "-e", delay]
+        return Program(self.path, self.workplace, self.extra, below)
 
     def environment(self, user=None):
         home = self.home if user is None else self.home / f"user-{user}"
@@ -66,7 +74,7 @@ class Program:
         }
 
     def command(self, words, user=None):
-        return [*(as_user(user) if user is not None else []), str(self.path), *map(str, words)]
+        return [*(as_user(user) if user is not None else []), *self.below, str(self.path), *map(str, words)]
 
     def run(self, *words, expect=OK, user=None, timeout=300, cwd=None):
         """Calls the program and demands its exit code (one, or one of several; None: any)."""

@@ -42,6 +42,8 @@ class Setting:
     cf_paths: bool = False
     #: Commits before the first capture; between two there are up to a twentieth of that. 0: as many as small values allow.
     commits: int = 0
+    #: Files of somebody else in the database directory: listing it takes many calls.
+    strangers: int = 0
     #: In .ci/long only.
     long: bool = False
 
@@ -82,6 +84,8 @@ SETTINGS = {
         Setting("family-churn", {"churn": "true"}),
         Setting("manual-wal-flush", {"manual_wal_flush": "true"}, weakening="manual_wal_flush"),
         Setting("rare-families", {"strides": "1,500,1000", "max_total_wal": 8_000_000}),
+        # A listing of the directory is no single moment, and logs come and go meanwhile.
+        Setting("crowded", {"memtable": 100_000, "merge": 60, "families": 1}, {"pace": 15_000}, strangers=20_000),
         Setting("tiny-memtables", {"memtable": 400_000}, long=True),
         Setting("log-archive", {"wal_ttl": 2}, {"pace": 20_000}, long=True),
         Setting("recycled-families", {"recycle": 4, "strides": "1,7,300", "max_total_wal": 8_000_000}, since="9.1.0", long=True),
@@ -164,6 +168,10 @@ class RocksWriter:
             self.paths["db_paths"] = f"{self.root / 'db'}@3000000,{self.root / 'slow'}"
         if setting.cf_paths:
             self.paths["cf_paths.family1"] = self.root / "own"
+        if setting.strangers:
+            self.dir.mkdir()
+            for number in range(setting.strangers):
+                (self.dir / f"note-{number:05}").touch()
         for made in ("logs", "slow", "own"):
             if any(made in str(path) for path in self.paths.values()):
                 (self.root / made).mkdir(exist_ok=True)

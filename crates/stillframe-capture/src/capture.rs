@@ -28,6 +28,9 @@ pub struct CaptureOptions {
     pub sqlite_lock_timeout: Duration,
     /// SQLite in WAL mode: how far the WAL may grow while its database is copied, in bytes.
     pub sqlite_wal_cap: u64,
+    /// Plain files: directories that are not part of any source, wherever they lie below one. What the calling process has open there
+    /// must not be opened again: the locks of its SQLite databases would be gone.
+    pub leave_out: Vec<PathBuf>,
     /// Capture also where it may disturb the application (SQLite's WAL files under another user id).
     pub force: bool,
 }
@@ -42,6 +45,7 @@ impl Default for CaptureOptions {
             cf_paths: BTreeMap::new(),
             sqlite_lock_timeout: Duration::from_secs(5),
             sqlite_wal_cap: 4 << 30,
+            leave_out: Vec::new(),
             force: false,
         }
     }

@@ -45,6 +45,11 @@ pub(crate) fn capture(
             reason: "it is not a directory; name the directory that holds the files".to_owned(),
         });
     }
+    let own = options.leave_out.iter().filter_map(|dir| std::fs::canonicalize(dir).ok()).collect::<Vec<_>>();
+    if let Some(dir) = own.iter().find(|dir| root.starts_with(dir)) {
+        let what = format!("it lies in {}, which is in use by this program itself", dir.display());
+        return Err(CaptureError::Refused { path: root, what });
+    }
     let began = context.clock.monotonic();
     let instant = context.clock.now();
     let staging = Staging::for_source(&root, options, context)?;
@@ -58,6 +63,8 @@ pub(crate) fn capture(
         special: Left::default(),
         vanished: Left::default(),
         databases: Left::default(),
+        own,
+        left_out: Left::default(),
     };
     walk.run(context)?;
     failpoint("files::linked");
@@ -142,6 +149,9 @@ struct Walk {
     vanished: Left,
     /// SQLite databases that this process is capturing.
     databases: Left,
+    /// Directories that are no part of any source.
+    own: Vec<PathBuf>,
+    left_out: Left,
 }
 
 /// An open directory with the names that are still to be looked at.
@@ -211,6 +221,7 @@ impl Walk {
             other => other.map_err(CaptureError::io("read", &shown))?,
         };
         match FileType::from_raw_mode(stat.st_mode) {
+            FileType::Directory if self.own.contains(&shown) => self.left_out.add(relative.to_string()),
             FileType::Directory => {
                 let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC | OFlags::NOFOLLOW;
                 match openat(dir, name, flags, Mode::empty()) {
@@ -380,6 +391,11 @@ impl Walk {
                 "open databases",
                 &self.databases,
                 "Files of SQLite databases that are captured on their own at the same time are not in this image",
+            ),
+            (
+                "own directories",
+                &self.left_out,
+                "What this program keeps for itself, the history of its jobs and its cache, is not in this image",
             ),
         ] {
             if let Some(names) = left.describe() {

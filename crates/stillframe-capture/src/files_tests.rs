@@ -341,6 +341,30 @@ fn names_that_only_look_like_ours_are_captured_and_ours_are_not() {
     assert_eq!(ours, kept);
 }
 
+/// Whoever opens and closes a SQLite file drops the locks that its own process has on it.
+#[test]
+fn what_the_program_keeps_for_itself_is_left_out_told_and_never_opened() {
+    let dir = tempfile::tempdir().unwrap();
+    let root = tree(dir.path());
+    std::fs::create_dir(root.join("state")).unwrap();
+    std::fs::write(root.join("state/jobs.db"), "open").unwrap();
+    symlink(root.join("state"), dir.path().join("way-in")).unwrap();
+    let around = Surroundings::default();
+    for own in [root.join("state"), dir.path().join("way-in")] {
+        let options =
+            CaptureOptions { leave_out: vec![own.clone(), "/no/such".into()], ..CaptureOptions::default() };
+        let image = around.with(|context| capture(&source(&root), &options, context)).unwrap();
+        let paths: Vec<String> = image.snapshot().files.iter().map(|file| file.path.to_string()).collect();
+        assert!(
+            !paths.iter().any(|path| path.starts_with("state")) && paths.iter().any(|path| path == "a/one")
+        );
+        let told = image.snapshot().weakening.iter().find(|weak| weak.setting == "own directories").unwrap();
+        assert!(told.effect.ends_with("state."), "{told:?}");
+        let refused = around.with(|context| capture(&source(&own), &options, context)).unwrap_err();
+        assert!(matches!(refused, CaptureError::Refused { .. }), "{refused}");
+    }
+}
+
 #[test]
 fn a_place_in_the_source_is_refused_for_staging_and_for_images() {
     let dir = tempfile::tempdir().unwrap();

@@ -77,7 +77,8 @@ async fn main() -> Result<(), Box<dyn Error>> {
 
     // What is written from here on is not in it.
     live.execute("DELETE FROM t", [])?;
-    let options = RestoreOptions { target: place("restored"), source: None, map: [].into() };
+    let options =
+        RestoreOptions { target: place("restored"), source: None, map: [].into(), host: String::new() };
     let job = history.start("restore", "app");
     let restored = restore(&repository, backup.id, &options, &job, &surroundings).await?;
     println!("restored {} bytes", restored.bytes);

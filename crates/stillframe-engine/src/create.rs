@@ -130,6 +130,9 @@ pub async fn plan<E: From<EngineError>>(
     watch.during(planning, |text| surroundings.warn(text)).await
 }
 
+/// How often sources are captured for one backup, at most.
+const CAPTURES: u32 = 4;
+
 /// Captures all sources and writes one backup into the repository that `opening` gives: unlocking takes about as long as a
 /// capture, so both are done at the same time. When it returns `Ok`, the backup is sealed and durable.
 pub async fn create<E: From<EngineError>>(
@@ -140,7 +143,18 @@ pub async fn create<E: From<EngineError>>(
 ) -> Result<CreateOutcome, E> {
     let watch = watch_of(options, job);
     let creating = Box::pin(async {
-        let (repo, images) = capture_while(opening, options, &watch, job, surroundings).await?;
+        let (repo, mut images) = capture_while(opening, options, &watch, job, surroundings).await?;
+        for _ in 1..CAPTURES {
+            match write(&repo, images, options, &watch, job, surroundings).await {
+                Err(EngineError::CutShort { path }) => surroundings.warn(format!(
+                    "{} was cut by its owner while it was read: everything is captured again",
+                    path.display()
+                )),
+                written => return Ok(written?),
+            }
+            let again = capture_all(&options.sources, &options.capture, &watch, job, surroundings).await?;
+            images = again.into_iter().map(Arc::new).collect();
+        }
         Ok(write(&repo, images, options, &watch, job, surroundings).await?)
     });
     watch.during(creating, |text| surroundings.warn(text)).await
@@ -178,12 +192,16 @@ async fn write(
 ) -> Result<CreateOutcome, EngineError> {
     let held = hold(repo, images, options, job, surroundings).await?;
     watch.demand()?;
-    job.enter(Phase::Transferring)?;
+    // Phases do not go back.
+    if !matches!(job.state(), State::Working(Phase::Transferring | Phase::Sealing)) {
+        job.enter(Phase::Transferring)?;
+    }
     let workers = Workers::start(surroundings.share, &surroundings.clock);
     let meter = Meter::new(&held, job, surroundings);
     let write = WriteOptions {
         base: held.base,
         anew: held.damaged,
+        host: options.origin.host.clone(),
         bandwidth: options.bandwidth.clone(),
         cancel: watch.stop().clone(),
         events: Some(again_event(surroundings)),
@@ -546,6 +564,9 @@ fn store_span(
                 let rest = bytes.get_mut(..left).expect("at most the span's length");
                 file.read_exact_at(rest, span.start).map_err(EngineError::io("read", path.as_path()))?;
                 left
+            }
+            Err(error) if error.kind() == ErrorKind::UnexpectedEof => {
+                return Err(EngineError::CutShort { path: image.snapshot().source.join(path.as_path()) });
             }
             Err(error) => return Err(EngineError::io("read", path.as_path())(error)),
         };

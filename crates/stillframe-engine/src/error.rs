@@ -102,6 +102,14 @@ pub enum EngineError {
         /// The engine's name.
         engine: String,
     },
+    /// A table was cut while it was read, by its owner, and no link could keep it. Capture again; in the end, run as its owner.
+    #[error(
+        "{path}: it was cut by its owner while it was read, again and again: this user may not make hard links to it, which would keep it;          run as its owner or as root, or make the backup faster (--fast, no --limit-bandwidth)"
+    )]
+    CutShort {
+        /// The file, in the source.
+        path: PathBuf,
+    },
     /// Verification found damage.
     #[error("{0}")]
     Unsound(String),
@@ -153,6 +161,7 @@ impl EngineError {
             Self::Usage(_) | Self::Occupied(_) => Kind::Usage,
             Self::Permission { .. } => Kind::Permission,
             Self::Unsound(_) => Kind::Damaged,
+            Self::CutShort { .. } => Kind::Busy,
             Self::Cancelled => Kind::Cancelled,
             Self::Io { .. } | Self::UnknownEngine { .. } | Self::Deadline(_) | Self::Bug(_) => Kind::Failed,
         }
@@ -196,6 +205,7 @@ fn repo_kind(error: &RepoError) -> Kind {
         | RepoError::Pinned { .. }
         | RepoError::Invalid(_) => Kind::Usage,
         error if error.is_damage() => Kind::Damaged,
+        RepoError::InUse { .. } => Kind::Busy,
         RepoError::NoSpace { .. } => Kind::NoSpace,
         RepoError::PermissionDenied { .. } => Kind::Permission,
         RepoError::Ambiguous { .. } | RepoError::NotFound { .. } => Kind::NoBackup,

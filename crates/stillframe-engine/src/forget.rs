@@ -2,8 +2,9 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use jiff::Timestamp;
 use stillframe_jobs::{Job, Phase, Progress};
-use stillframe_repo::{BackupId, Error as RepoError, Manifest, Pin, Repository, Verified};
+use stillframe_repo::{BackupId, Error as RepoError, Lease, Manifest, Pin, Repository, Verified};
 
 use crate::retention::Retention;
 use crate::{EngineError, Event, Surroundings};
@@ -65,8 +66,14 @@ pub struct ForgetOutcome {
 }
 
 /// Decides. Nothing is written.
-pub async fn plan_forget(repo: &Repository, selection: &Selection<'_>) -> Result<ForgetPlan, EngineError> {
+pub async fn plan_forget(
+    repo: &Repository,
+    selection: &Selection<'_>,
+    now: Timestamp,
+) -> Result<ForgetPlan, EngineError> {
     let pins = repo.pins().await?;
+    let leases = repo.leases(now).await?.into_iter();
+    let in_use: BTreeMap<BackupId, Lease> = leases.filter_map(|lease| Some((lease.backup?, lease))).collect();
     match selection {
         Selection::Ids(ids) => {
             let mut plan = ForgetPlan::default();
@@ -74,6 +81,10 @@ pub async fn plan_forget(repo: &Repository, selection: &Selection<'_>) -> Result
             for id in ids.iter().filter(|id| seen.insert(**id)) {
                 if pins.contains_key(id) {
                     return Err(RepoError::Pinned { backup: *id }.into());
+                }
+                if let Some(lease) = in_use.get(id) {
+                    let (host, since) = (lease.host.clone(), lease.since);
+                    return Err(RepoError::InUse { backup: *id, host, since }.into());
                 }
                 let manifest = repo.manifest(*id).await;
                 plan.decisions.push(Decision { backup: *id, manifest: manifest.ok(), kept: Vec::new() });
@@ -83,7 +94,12 @@ pub async fn plan_forget(repo: &Repository, selection: &Selection<'_>) -> Result
         Selection::Policy { wanted, retention } => {
             let backups = repo.backups().await?;
             let verified = repo.all_verified().await?;
-            let decisions = decide(&backups.readable, &pins, &verified, wanted, retention);
+            let mut decisions = decide(&backups.readable, &pins, &verified, wanted, retention);
+            for decision in &mut decisions {
+                if let Some(lease) = in_use.get(&decision.backup) {
+                    decision.kept.push(format!("being restored on {}", lease.host));
+                }
+            }
             Ok(ForgetPlan { decisions, unreadable: backups.unreadable })
         }
     }
@@ -137,7 +153,10 @@ fn keep_last_good(
     wanted: &dyn Fn(&Manifest) -> bool,
     kept: &mut BTreeMap<BackupId, Vec<String>>,
 ) {
-    let is_good = |manifest: &Manifest| !verified.get(&manifest.id).is_some_and(Verified::is_damaged);
+    let is_good = |manifest: &Manifest| {
+        let is_damaged = verified.get(&manifest.id).is_some_and(Verified::is_damaged);
+        manifest.draft.lost_files == 0 && !is_damaged
+    };
     let mut by_source: BTreeMap<(&str, &str), Vec<&Manifest>> = BTreeMap::new();
     for manifest in all {
         let urls: BTreeSet<&str> = manifest.draft.sources.iter().map(|source| source.url.as_str()).collect();
@@ -196,7 +215,6 @@ pub async fn forget(
 
 #[cfg(test)]
 mod tests {
-    use jiff::Timestamp;
     use stillframe_repo::{ManifestDraft, SourceManifest, Verification};
 
     use super::*;
@@ -266,6 +284,10 @@ mod tests {
         assert_eq!(going(&all, &[], &[3, 2], &|_| true, ONE), [2]);
         // None is good: the newest may still give something.
         assert_eq!(going(&all, &[], &[1, 2, 3], &|_| true, nothing), [1, 2]);
+        // What is left of a damaged one is no good one, either.
+        let mut repaired = all.clone();
+        repaired[2].draft.lost_files = 1;
+        assert_eq!(going(&repaired, &[], &[], &|_| true, ONE), [1]);
         // What is not asked for counts as well.
         assert_eq!(going(&all, &[], &[], &|manifest| manifest.id < id(3), nothing), [1, 2]);
         // One of several sources that no other backup has keeps the whole.

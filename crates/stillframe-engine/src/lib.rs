@@ -1,6 +1,6 @@
 //! The verbs of Stillframe: [`create`](create::create), [`restore`](restore::restore), [`verify`](verify::verify),
-//! [`forget`](forget::forget), [`prune`](prune::prune), and images that are
-//! kept without a repository ([`create_image`]).
+//! [`check`](check::check), [`repair`](repair::repair_backups), [`forget`](forget::forget), [`prune`](prune::prune), and images that
+//! are kept without a repository ([`create_image`]).
 //!
 //! One module a verb, with its options, its plan where it has one, and its outcome. This is the only place where capture,
 //! repository and jobs meet: none of them knows the others. A verb takes a running [`stillframe_jobs::Job`] (for phases, progress
@@ -17,6 +17,7 @@
 
 mod base_hint;
 mod capturing;
+pub mod check;
 pub mod create;
 mod cutting;
 mod engine_of;
@@ -32,6 +33,7 @@ mod listening;
 mod made_up;
 pub mod prune;
 mod remark;
+pub mod repair;
 mod reserve;
 pub mod restore;
 mod retention;

@@ -37,6 +37,8 @@ pub struct RestoreOptions {
     /// New names, by old name, for sources (where several are restored) and named directories. `.` as the new name of a
     /// named directory is the main one.
     pub map: BTreeMap<String, String>,
+    /// The machine, for the word that the backup is in use.
+    pub host: String,
 }
 
 /// What was brought back.
@@ -98,7 +100,8 @@ pub async fn restore(
     job.enter(Phase::Transferring)?;
     let alone = placed.len() == 1;
     let into = Restoring { repo, staging: staging.path(), target: &target };
-    let outcome = restore_placed(&into, &placed, job, surroundings).await?;
+    let restoring = restore_placed(&into, &placed, job, surroundings);
+    let outcome = repo.while_restoring(backup, &options.host, &surroundings.clock, restoring).await?;
     job.enter(Phase::Sealing)?;
     let sealed = tokio::task::spawn_blocking(move || -> Result<(), EngineError> {
         if !alone {

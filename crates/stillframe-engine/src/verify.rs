@@ -178,7 +178,7 @@ async fn look(
     Ok(while_listening(work, heard).await?)
 }
 
-fn sentence(finding: &Finding) -> String {
+pub(crate) fn sentence(finding: &Finding) -> String {
     let mut text = format!("{}: {}", finding.object, finding.why);
     match (&finding.source, &finding.file) {
         (Some(source), Some(file)) => text = format!("{source}: {file}: {text}"),
@@ -229,7 +229,8 @@ async fn open_each(
         let target = staging.path().join("restored");
         // As a restore that nothing else is asked of brings it back, named directories below it included.
         let (name, map) = (Some(source.name.clone()), BTreeMap::new());
-        let restored = RestoreOptions { target: target.clone(), source: name, map };
+        let host = options.host.clone();
+        let restored = RestoreOptions { target: target.clone(), source: name, map, host };
         restore_into(repo, manifest, &restored, &target, job, surroundings).await?;
         let (cancel, place) = (job.token().clone(), target.clone());
         let checked = tokio::task::spawn_blocking(move || validate(engine, &target, &cancel)).await;

@@ -112,6 +112,19 @@ impl History {
         })
     }
 
+    /// Asks a job of any process to stop; it sees that with its next heartbeat, and ends when its tasks are joined. `None`: there is no
+    /// such job. One that has ended is returned as it is.
+    pub fn request_cancel(&self, id: JobId) -> Result<Option<Record>, HistoryError> {
+        let now = self.clock.now().as_millisecond();
+        self.store.run(|connection| {
+            connection.execute(
+                "UPDATE jobs SET cancel_ms = coalesce(cancel_ms, ?2) WHERE id = ?1 AND ended_ms IS NULL",
+                params![id.get(), now],
+            )
+        })?;
+        self.get(id)
+    }
+
     /// Remembers that staging directories are made in `root` (absolute), so that a later start can sweep it. To be called
     /// before the first one is made there.
     pub fn note_staging(&self, root: &Path) -> Result<(), HistoryError> {

@@ -15,7 +15,7 @@ use crate::Record;
 
 /// "SFjb", so that another program's database is not taken for ours.
 const APPLICATION_ID: i64 = 0x5346_6a62;
-const VERSION: i64 = 1;
+const VERSION: i64 = 2;
 /// How long a statement waits for another process's.
 const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
 /// How long opening waits for another process that is opening.
@@ -45,7 +45,8 @@ const SCHEMA: &str = "
         started_ms INTEGER NOT NULL,
         ended_ms INTEGER,
         heartbeat_ms INTEGER NOT NULL,
-        deadline_ms INTEGER
+        deadline_ms INTEGER,
+        cancel_ms INTEGER
     ) STRICT;
     CREATE INDEX jobs_unfinished ON jobs (id) WHERE ended_ms IS NULL;
     CREATE TABLE transitions (
@@ -229,6 +230,12 @@ fn connect(path: &Path) -> rusqlite::Result<Checked> {
     let application = number("PRAGMA application_id")?;
     let version = number("PRAGMA user_version")?;
     let things = number("SELECT count(*) FROM sqlite_schema")?;
+    // What format 2 has more.
+    let upgrade = "ALTER TABLE jobs ADD COLUMN cancel_ms INTEGER; PRAGMA user_version = 2";
+    let version = match (application, version) {
+        (APPLICATION_ID, 1) if transaction.execute_batch(upgrade).is_ok() => 2,
+        _ => version,
+    };
     match (application, version, things) {
         (0, 0, 0) => {
             transaction.execute_batch(SCHEMA)?;

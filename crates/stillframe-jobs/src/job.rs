@@ -323,12 +323,25 @@ impl Shared {
     }
 
     fn beat(&self) {
+        if self.cancel_is_requested() {
+            self.token.cancel();
+        }
         {
             let mut live = self.live();
             self.notice_stop(&mut live);
             self.enforce_deadline(&mut live);
         }
         self.write();
+    }
+
+    /// Whether somebody asked for it through the history. One that cannot be read asks for nothing.
+    fn cancel_is_requested(&self) -> bool {
+        let Some(id) = self.id.filter(|_| !self.token.is_cancelled()) else { return false };
+        let connection = self.store.lock();
+        let asked = connection
+            .prepare_cached("SELECT cancel_ms IS NOT NULL FROM jobs WHERE id = ?1")
+            .and_then(|mut statement| statement.query_row([id.get()], |row| row.get(0)));
+        asked.unwrap_or(false)
     }
 
     fn enforce_deadline(&self, live: &mut Live) {

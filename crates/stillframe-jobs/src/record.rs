@@ -76,6 +76,8 @@ pub struct Record {
     pub heartbeat: Timestamp,
     /// When the limit of its present state passes.
     pub deadline: Option<Timestamp>,
+    /// When another process asked it to stop.
+    pub cancel_requested: Option<Timestamp>,
 }
 
 impl Record {
@@ -92,7 +94,7 @@ impl Record {
     /// The columns that [`Self::from_row`] reads, in its order.
     pub(crate) const COLUMNS: &str = "id, kind, subject, state, phase, files_done, files_total, bytes_done, \
         bytes_total, bytes_per_second, fraction, error_kind, error_text, outcome, owner_pid, owner_start, owner_boot, \
-        owner_namespace, started_ms, ended_ms, heartbeat_ms, deadline_ms";
+        owner_namespace, started_ms, ended_ms, heartbeat_ms, deadline_ms, cancel_ms";
 
     /// All but the history of states, which [`Self::read_history`] adds.
     pub(crate) fn from_row(row: &Row<'_>) -> rusqlite::Result<Self> {
@@ -129,6 +131,7 @@ impl Record {
             ended: row.get::<_, Option<i64>>(19)?.map(|ms| timestamp(19, ms)).transpose()?,
             heartbeat: timestamp(20, row.get(20)?)?,
             deadline: row.get::<_, Option<i64>>(21)?.map(|ms| timestamp(21, ms)).transpose()?,
+            cancel_requested: row.get::<_, Option<i64>>(22)?.map(|ms| timestamp(22, ms)).transpose()?,
         })
     }
 

@@ -482,3 +482,42 @@ fn old_jobs_are_forgotten_but_never_running_ones() {
     assert_eq!(all.last().unwrap().subject, "running");
     running.succeed(json!(null));
 }
+
+#[test]
+fn a_job_is_stopped_from_another_process_through_the_history() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("jobs.db");
+    let (here, elsewhere) = (open(&path), open(&path));
+    let job = here.start("create", "db");
+    let id = job.id().unwrap();
+    assert_eq!(here.get(id).unwrap().unwrap().cancel_requested, None);
+    let asked = elsewhere.request_cancel(id).unwrap().unwrap();
+    assert!(asked.cancel_requested.is_some() && asked.ended.is_none());
+    eventually("the token is cancelled", || job.token().is_cancelled());
+    assert_eq!(job.stop_reason(), Some(stillframe_jobs::StopReason::Cancelled));
+    job.cancelled();
+    assert_eq!(states(&elsewhere, id), ["started", "cancelling", "cancelled"]);
+    // Too late changes nothing, and asking again keeps the first time.
+    let after = elsewhere.request_cancel(id).unwrap().unwrap();
+    assert_eq!((after.state.name(), after.cancel_requested), ("cancelled", asked.cancel_requested));
+    assert_eq!(elsewhere.request_cancel("999".parse().unwrap()).unwrap(), None);
+}
+
+#[test]
+fn a_history_of_the_format_before_is_taken_on() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("jobs.db");
+    let id = {
+        let history = open(&path);
+        let job = history.start("create", "db");
+        let id = job.id().unwrap();
+        job.succeed(serde_json::Value::Null);
+        id
+    };
+    let database = rusqlite::Connection::open(&path).unwrap();
+    database.execute_batch("ALTER TABLE jobs DROP COLUMN cancel_ms; PRAGMA user_version = 1").unwrap();
+    drop(database);
+    let history = open(&path);
+    assert_eq!(history.opening().set_aside, None);
+    assert_eq!(history.get(id).unwrap().unwrap().state.name(), "succeeded");
+}

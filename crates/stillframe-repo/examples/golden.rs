@@ -1,14 +1,15 @@
 //! Makes the repositories in `tests/golden/`, which every later version must still read: `golden DIR`. Run once per version of
-//! the format, never again: what it makes is committed.
+//! the format, never again: what it makes is committed. A place that is there already is left as it is.
 
 use std::path::Path;
 use std::sync::Arc;
 
 use stillframe_repo::{
     ContentRef, ContentWriter, Encryption, Error, FileEntry, FileKind, FileListWriter, InitOptions,
-    ManifestDraft, PassphraseCost, Repository, SourceManifest, WriteOptions, WriteSession,
+    ManifestDraft, PassphraseCost, Pin, Repository, RotateOptions, SourceManifest, Unlock, Verification,
+    WriteOptions, WriteSession,
 };
-use stillframe_storage::{Location, SystemClock};
+use stillframe_storage::{Clock, Location, SystemClock};
 
 fn describe(session: &WriteSession) -> Result<ManifestDraft, Error> {
     let content = |bytes: &[u8]| {
@@ -53,10 +54,14 @@ fn describe(session: &WriteSession) -> Result<ManifestDraft, Error> {
 async fn main() -> Result<(), Box<dyn std::error::Error>> {
     let dir = std::env::args().nth(1).ok_or("usage: golden DIR")?;
     let clock = Arc::new(SystemClock::new());
+    let passphrase = || Encryption::Passphrase("golden".into());
     for (name, encryption) in
-        [("plain", Encryption::None), ("encrypted", Encryption::Passphrase("golden".into()))]
+        [("plain", Encryption::None), ("encrypted", passphrase()), ("lived", passphrase())]
     {
         let place = Path::new(&dir).join(name);
+        if place.exists() {
+            continue;
+        }
         std::fs::create_dir_all(&place)?;
         let options = InitOptions {
             cost: PassphraseCost { memory_kib: 1024, passes: 2, lanes: 2 },
@@ -66,11 +71,26 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
         };
         let store = stillframe_storage::open(&Location::Directory(place))?;
         let cache = std::env::temp_dir().join(format!("stillframe-golden-{}", std::process::id()));
-        let repository = Repository::init(store, &options, &cache).await?;
+        let mut repository = Repository::init(store.clone(), &options, &cache).await?;
         let write = async |session: Arc<WriteSession>| {
             tokio::task::spawn_blocking(move || describe(&session)).await.expect("it does not panic")
         };
-        println!("{}", repository.write(&WriteOptions::new(clock.clone()), write).await?.manifest.id);
+        if name == "lived" {
+            // A second epoch: the backup is of that, and a key of the first one is gone.
+            let cost = options.cost;
+            repository.add_key("another".into(), cost, "second", &*clock).await?;
+            let rotation = RotateOptions { cost, label: None, remove_others: true, clock: &*clock };
+            repository.rotate_key("golden".into(), &rotation).await?;
+            repository = Repository::open(store, &Unlock::Passphrase("golden".into()), &cache).await?;
+        }
+        let id = repository.write(&WriteOptions::new(clock.clone()), write).await?.manifest.id;
+        if name == "lived" {
+            let pin = Pin { why: "audit".into(), since: clock.now(), host: "here".into() };
+            repository.pin(id, &pin).await?;
+            let seen = Verification { at: clock.now(), host: "here".into(), sound: true, whole: true };
+            repository.record_verification(id, "decrypt", seen).await?;
+        }
+        println!("{id}");
         std::fs::remove_dir_all(cache)?;
     }
     Ok(())

@@ -14,7 +14,7 @@ use crate::index::{CONCURRENCY, read_pack_table};
 use crate::index_cache::Location;
 use crate::key_ring::KeyRing;
 use crate::layout::{Kind, ObjectName};
-use crate::live_chunks::LiveChunks;
+use crate::live_chunks::{LiveChunk, LiveChunks};
 use crate::object_io::{Listed, ObjectIo};
 use crate::pack_check::{PackCheck, PackFault, check_pack};
 use crate::verify::{Finding, Lost, MAX_FINDINGS, VerifyReport};
@@ -348,8 +348,14 @@ impl<'a> Check<'a> {
         self.live.settle()?;
         self.report.chunks = self.live.len()?;
         let index = Arc::clone(self.repository.index());
-        self.each_page(|check, ids| {
-            check.is_missing |= index.locate_all(&ids)?.iter().any(Vec::is_empty);
+        self.each_page(|check, page, ids| {
+            let located = index.locate_all(ids)?;
+            let is_there = |(chunk, places): (&LiveChunk, &Vec<Location>)| {
+                let fits =
+                    |place: &Location| chunk.length == 0 || u64::from(place.entry.plain_len) == chunk.length;
+                places.iter().any(fits)
+            };
+            check.is_missing |= !page.iter().zip(&located).all(is_there);
             Ok(())
         })
     }
@@ -370,14 +376,18 @@ impl<'a> Check<'a> {
         }
     }
 
-    fn each_page(&mut self, mut look: impl FnMut(&mut Self, Vec<ChunkId>) -> Result<()>) -> Result<()> {
+    fn each_page(
+        &mut self,
+        mut look: impl FnMut(&mut Self, &[LiveChunk], &[ChunkId]) -> Result<()>,
+    ) -> Result<()> {
         let mut after = None;
         loop {
             self.check_cancelled()?;
             let page = self.live.page(after, PAGE)?;
             let Some(last) = page.last() else { return Ok(()) };
             after = Some(*last);
-            look(self, page)?;
+            let ids: Vec<ChunkId> = page.iter().map(|chunk| chunk.id).collect();
+            look(self, &page, &ids)?;
         }
     }
 
@@ -423,8 +433,8 @@ impl<'a> Check<'a> {
             return Ok(places);
         }
         let index = Arc::clone(self.repository.index());
-        self.each_page(|check, ids| {
-            for place in index.locate_all(&ids)?.into_iter().flatten() {
+        self.each_page(|check, _, ids| {
+            for place in index.locate_all(ids)?.into_iter().flatten() {
                 if check.mute.contains_key(&place.pack) {
                     places.entry(place.pack).or_default().push(place);
                 }

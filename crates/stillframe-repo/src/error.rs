@@ -114,6 +114,18 @@ pub enum Error {
         /// What happened.
         why: String,
     },
+    /// Somebody restores the backup. Forget it when that is done.
+    #[error(
+        "backup {backup} is being restored on {host} since {}: forget it when that is done", .since.strftime("%Y-%m-%d %H:%M:%SZ")
+    )]
+    InUse {
+        /// The backup.
+        backup: crate::BackupId,
+        /// Where.
+        host: String,
+        /// Since when, by that machine's clock.
+        since: jiff::Timestamp,
+    },
     /// A name or id prefix fits several backups. Use one of the ids.
     #[error("{name:?} fits several backups, name one by its id: {}", several(.backups))]
     Ambiguous {

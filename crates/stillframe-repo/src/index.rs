@@ -211,6 +211,16 @@ impl Index {
         Ok((id, tolerate(tables)?))
     }
 
+    pub(crate) async fn read_table(&self, pack: Listed) -> Result<PackTable> {
+        read_pack_table(&self.io, &self.ring, pack).await
+    }
+
+    /// As if this machine had never seen the repository.
+    pub(crate) async fn forget_all(&self) -> Result<()> {
+        let cache = Arc::clone(&self.cache);
+        blocking(move || cache.clear()).await
+    }
+
     pub(crate) async fn fetch_footer(&self, pack: Listed) -> Result<Option<PackTable>> {
         tolerate(read_pack_table(&self.io, &self.ring, pack).await)
     }

@@ -235,6 +235,14 @@ impl IndexCache {
         Ok(listed.iter().zip(is_known).filter(|(_, known)| !known).map(|(listed, _)| *listed).collect())
     }
 
+    /// Forgets everything.
+    pub(crate) fn clear(&self) -> Result<()> {
+        self.run(true, |connection| {
+            connection
+                .execute_batch("BEGIN; DELETE FROM pack; DELETE FROM chunk; DELETE FROM segment; COMMIT;")
+        })
+    }
+
     /// Those of `listed` that were not loaded yet.
     pub(crate) fn unknown_segments(&self, listed: &[Listed]) -> Result<Vec<ObjectId>> {
         let mut unknown: Vec<ObjectId> = listed.iter().map(|listed| listed.id).collect();

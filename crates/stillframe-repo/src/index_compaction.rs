@@ -3,6 +3,7 @@
 use std::collections::HashSet;
 
 use futures::{StreamExt, TryStreamExt};
+use serde::Serialize;
 use stillframe_storage::failpoint;
 use tokio_util::sync::CancellationToken;
 
@@ -13,7 +14,7 @@ use crate::index_segment::MAX_SEGMENT_CHUNKS;
 use crate::layout::{Kind, ObjectName};
 use crate::object_io::Listed;
 use crate::pack_table::PackTable;
-use crate::{ObjectId, PackId};
+use crate::{ObjectId, PackId, Repository};
 
 /// So many segments more than are needed are nothing to tidy up.
 const TOLERATED: u64 = 16;
@@ -32,23 +33,45 @@ impl Index {
         self.rewrite(&segments, cancel).await
     }
 
+    /// Writes the index anew from what the packs say of themselves. What the segments say is believed only of packs that cannot tell any more
+    /// what is in them, and the cache is emptied.
+    pub(crate) async fn rebuild(&self, cancel: &CancellationToken) -> Result<IndexRepair> {
+        let old = self.io().list(Kind::Index).await?;
+        let packs = self.io().list(Kind::Pack).await?;
+        self.forget_all().await?;
+        let mut writer = SegmentWriter::new(self);
+        let mut repair = IndexRepair { packs: packs.len() as u64, ..IndexRepair::default() };
+        let mut read = futures::stream::iter(packs.iter().copied())
+            .map(async |pack| (pack, self.read_table(pack).await))
+            .buffer_unordered(2 * CONCURRENCY);
+        while let Some((pack, table)) = read.next().await {
+            match table {
+                Ok(table) => writer.push(table).await?,
+                Err(error) if error.is_absent() => {}
+                Err(error @ (Error::Damaged { .. } | Error::NewerFormat { .. })) => {
+                    repair
+                        .unreadable
+                        .push((ObjectName::new(Kind::Pack, pack.id).to_string(), error.to_string()));
+                }
+                Err(error) => return Err(error),
+            }
+            check(cancel)?;
+        }
+        drop(read);
+        if !repair.unreadable.is_empty() {
+            self.push_segments(&mut writer, &old, &packs, cancel).await?;
+        }
+        repair.segments_removed = old.len() as u64;
+        repair.segments_written = self.replace(writer, &old).await?;
+        Ok(repair)
+    }
+
     /// Writes new segments of all packs that are listed, with the tables that the old ones hold, and deletes those. Packs that none of them names tell
     /// themselves what is in them.
     async fn rewrite(&self, old: &[Listed], cancel: &CancellationToken) -> Result<u64> {
         let packs = self.io().list(Kind::Pack).await?;
-        let mut writer =
-            SegmentWriter { index: self, named: HashSet::new(), open: Vec::new(), chunks: 0, written: 0 };
-        let ids: Vec<ObjectId> = old.iter().map(|segment| segment.id).collect();
-        let mut fetched =
-            futures::stream::iter(ids).map(|id| self.fetch_segment(id)).buffer_unordered(CONCURRENCY);
-        while let Some((_, tables)) = fetched.try_next().await? {
-            for table in tables.into_iter().flatten() {
-                if listed_as(&packs, table.pack, table.size).is_some() {
-                    writer.push(table).await?;
-                }
-            }
-            check(cancel)?;
-        }
+        let mut writer = SegmentWriter::new(self);
+        self.push_segments(&mut writer, old, &packs, cancel).await?;
         let unnamed: Vec<Listed> =
             packs.iter().filter(|pack| !writer.named.contains(&pack.id)).copied().collect();
         let mut fetched = futures::stream::iter(unnamed)
@@ -60,12 +83,60 @@ impl Index {
             }
             check(cancel)?;
         }
+        drop(fetched);
+        self.replace(writer, old).await
+    }
+
+    /// What the segments say of packs that are listed and were not written yet.
+    async fn push_segments(
+        &self,
+        writer: &mut SegmentWriter<'_>,
+        segments: &[Listed],
+        packs: &[Listed],
+        cancel: &CancellationToken,
+    ) -> Result<()> {
+        let ids: Vec<ObjectId> = segments.iter().map(|segment| segment.id).collect();
+        let mut fetched =
+            futures::stream::iter(ids).map(|id| self.fetch_segment(id)).buffer_unordered(CONCURRENCY);
+        while let Some((_, tables)) = fetched.try_next().await? {
+            for table in tables.into_iter().flatten() {
+                if listed_as(packs, table.pack, table.size).is_some() {
+                    writer.push(table).await?;
+                }
+            }
+            check(cancel)?;
+        }
+        Ok(())
+    }
+
+    async fn replace(&self, mut writer: SegmentWriter<'_>, old: &[Listed]) -> Result<u64> {
         writer.publish().await?;
         failpoint("index::rewritten");
         for segment in old {
             self.io().delete(ObjectName::new(Kind::Index, segment.id)).await?;
+            failpoint("index::old-removed");
         }
         Ok(writer.written)
+    }
+}
+
+/// What came of writing the index anew.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
+pub struct IndexRepair {
+    /// Packs in the repository.
+    pub packs: u64,
+    /// Segments that were removed.
+    pub segments_removed: u64,
+    /// Segments that were written.
+    pub segments_written: u64,
+    /// Packs that cannot tell what is in them, and why; what the old index said of them was kept.
+    pub unreadable: Vec<(String, String)>,
+}
+
+impl Repository {
+    /// Writes the index anew from the packs. Others may write, read and prune meanwhile; stopped at any point it has harmed nothing.
+    pub async fn repair_index(&self, cancel: &CancellationToken) -> Result<IndexRepair> {
+        self.index().rebuild(cancel).await
     }
 }
 
@@ -77,7 +148,11 @@ struct SegmentWriter<'a> {
     written: u64,
 }
 
-impl SegmentWriter<'_> {
+impl<'a> SegmentWriter<'a> {
+    fn new(index: &'a Index) -> Self {
+        Self { index, named: HashSet::new(), open: Vec::new(), chunks: 0, written: 0 }
+    }
+
     async fn push(&mut self, table: PackTable) -> Result<()> {
         if !self.named.insert(table.pack) {
             return Ok(());

@@ -39,8 +39,8 @@ pub struct KeyInfo {
 pub struct RotateOptions<'a> {
     /// How hard it is to try the passphrase.
     pub cost: PassphraseCost,
-    /// What the new key is called.
-    pub label: &'a str,
+    /// What the new key is called; as the one before, if nothing is said.
+    pub label: Option<&'a str>,
     /// Whether other passphrases may lose their keys.
     pub remove_others: bool,
     /// For the time of making.
@@ -194,8 +194,12 @@ impl Repository {
         if !self.is_encrypted() {
             return Err(Error::Invalid("the repository is not encrypted: it has no keys to rotate".into()));
         }
-        let description = description(options.label, options.clock)?;
         let before = self.own_keys().await?;
+        let mut own = before.iter().filter(|(name, _)| name.id == self.own_key());
+        let own = own.find_map(|(_, read)| read.as_ref().ok()?.describe(self.ring()).ok());
+        let label =
+            options.label.map_or_else(|| own.map_or_else(String::new, |own| own.label), str::to_owned);
+        let description = description(&label, options.clock)?;
         if !options.remove_others {
             self.refuse_to_lock_out(&before)?;
         }

@@ -73,7 +73,8 @@ impl Kind {
     /// No object of this kind is larger: a reader refuses it before it reads it.
     pub(crate) fn max_len(self) -> u64 {
         match self {
-            Self::Keys | Self::Sealed | Self::Lease | Self::Pin | Self::Verified => 64 << 10,
+            Self::Keys | Self::Sealed | Self::Pin | Self::Verified => 64 << 10,
+            Self::Lease => 4 << 20,
             Self::Index | Self::Manifest => 16 << 20,
             Self::Mark => 64 << 20,
             Self::Pack => 256 << 20,

@@ -3,7 +3,7 @@
 use std::collections::HashSet;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use rusqlite::{Connection, OptionalExtension};
+use rusqlite::{Connection, OptionalExtension, params};
 use tokio_util::sync::CancellationToken;
 
 use crate::bytes_reader::BytesReader;
@@ -22,11 +22,19 @@ const READ_TOGETHER: usize = 64;
 pub(crate) struct LiveChunks {
     /// Locked only so that it may be looked at from several threads.
     connection: Mutex<Connection>,
-    batch: Vec<ChunkId>,
+    batch: Vec<LiveChunk>,
     /// Nodes and parts of file lists whose own children are in the set already. What is taken over from an earlier backup is so walked
     /// once, however many backups share it. The same bytes may be a node of two levels, which have different children.
     walked: HashSet<Node>,
     manifests: HashSet<BackupId>,
+}
+
+/// A chunk that is needed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct LiveChunk {
+    pub(crate) id: ChunkId,
+    /// As whoever needs it says; 0: of nodes nobody says it.
+    pub(crate) length: u64,
 }
 
 /// A chunk that names others, its level, and what is at the bottom below it.
@@ -49,8 +57,8 @@ impl LiveChunks {
             let connection = Connection::open("")?;
             connection.execute_batch(
                 "PRAGMA journal_mode = off; PRAGMA cache_size = -8192; PRAGMA temp_store = file;
-                 CREATE TABLE live(id BLOB PRIMARY KEY) WITHOUT ROWID;
-                 CREATE TABLE staged(id BLOB);",
+                 CREATE TABLE live(id BLOB, length INTEGER, PRIMARY KEY(id, length)) WITHOUT ROWID;
+                 CREATE TABLE staged(id BLOB, length INTEGER);",
             )?;
             Ok(connection)
         };
@@ -63,8 +71,8 @@ impl LiveChunks {
         self.connection.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn add(&mut self, id: ChunkId) -> Result<()> {
-        self.batch.push(id);
+    fn add(&mut self, chunk: LiveChunk) -> Result<()> {
+        self.batch.push(chunk);
         if self.batch.len() < BATCH { Ok(()) } else { self.stage() }
     }
 
@@ -73,9 +81,9 @@ impl LiveChunks {
         let write = || {
             let mut connection = self.connection();
             let transaction = connection.transaction()?;
-            let mut insert = transaction.prepare_cached("INSERT INTO staged VALUES (?1)")?;
-            for id in batch {
-                insert.execute([id.0])?;
+            let mut insert = transaction.prepare_cached("INSERT INTO staged VALUES (?1, ?2)")?;
+            for chunk in batch {
+                insert.execute(params![chunk.id.0, chunk.length.cast_signed()])?;
             }
             drop(insert);
             transaction.commit()
@@ -87,7 +95,7 @@ impl LiveChunks {
     pub(crate) fn settle(&mut self) -> Result<()> {
         self.stage()?;
         let merged = self.connection().execute_batch(
-            "INSERT OR IGNORE INTO live SELECT id FROM staged ORDER BY id; DELETE FROM staged;",
+            "INSERT OR IGNORE INTO live SELECT id, length FROM staged ORDER BY id, length; DELETE FROM staged;",
         );
         merged.map_err(|error| failed(&error))
     }
@@ -96,7 +104,7 @@ impl LiveChunks {
     pub(crate) fn contains(&self, ids: impl IntoIterator<Item = ChunkId>) -> Result<HashSet<ChunkId>> {
         let select = || {
             let connection = self.connection();
-            let mut statement = connection.prepare_cached("SELECT 1 FROM live WHERE id = ?1")?;
+            let mut statement = connection.prepare_cached("SELECT 1 FROM live WHERE id = ?1 LIMIT 1")?;
             let mut found = HashSet::new();
             for id in ids {
                 if statement.query_row([id.0], |_| Ok(())).optional()?.is_some() {
@@ -110,20 +118,25 @@ impl LiveChunks {
 
     /// How many.
     pub(crate) fn len(&self) -> Result<u64> {
-        let count = self.connection().query_row("SELECT count(*) FROM live", [], |row| row.get::<_, i64>(0));
+        let count = self
+            .connection()
+            .query_row("SELECT count(DISTINCT id) FROM live", [], |row| row.get::<_, i64>(0));
         Ok(count.map_err(|error| failed(&error))?.cast_unsigned())
     }
 
-    /// At most `limit` of those that follow `after`, in their order.
-    pub(crate) fn page(&self, after: Option<ChunkId>, limit: usize) -> Result<Vec<ChunkId>> {
+    /// At most `limit` of those that follow `after`, in their order. One chunk may come with several lengths, if somebody wrote nonsense.
+    pub(crate) fn page(&self, after: Option<LiveChunk>, limit: usize) -> Result<Vec<LiveChunk>> {
         let select = || {
-            let after = after.map_or(Vec::new(), |id| id.0.to_vec());
+            let (id, length) =
+                after.map_or((Vec::new(), 0), |chunk| (chunk.id.0.to_vec(), chunk.length.cast_signed()));
             let connection = self.connection();
-            let mut statement =
-                connection.prepare_cached("SELECT id FROM live WHERE id > ?1 ORDER BY id LIMIT ?2")?;
+            let mut statement = connection.prepare_cached(
+                "SELECT id, length FROM live WHERE (id, length) > (?1, ?2) ORDER BY id, length LIMIT ?3",
+            )?;
             let limit = i64::try_from(limit).unwrap_or(i64::MAX);
-            let rows =
-                statement.query_map(rusqlite::params![after, limit], |row| Ok(ChunkId(row.get(0)?)))?;
+            let rows = statement.query_map(params![id, length, limit], |row| {
+                Ok(LiveChunk { id: ChunkId(row.get(0)?), length: row.get::<_, i64>(1)?.cast_unsigned() })
+            })?;
             rows.collect::<rusqlite::Result<Vec<_>>>()
         };
         select().map_err(|error| failed(&error))
@@ -132,7 +145,18 @@ impl LiveChunks {
     /// Lists the manifests, sealed or not, and walks those that were not walked yet. One that cannot be walked stops it: nobody could
     /// say which chunks it needs.
     pub(crate) async fn walk(&mut self, repository: &Repository, cancel: &CancellationToken) -> Result<()> {
-        for listed in repository.io().list(Kind::Manifest).await? {
+        let io = repository.io();
+        // Before the manifests: of a seal that was listed the manifest must be there, unless both were forgotten since.
+        let sealed = io.list(Kind::Sealed).await?;
+        let manifests = io.list(Kind::Manifest).await?;
+        let is_sealed = |id: &BackupId| sealed.binary_search_by_key(id, |listed| listed.id).is_ok();
+        for seal in &sealed {
+            let is_there = manifests.binary_search_by_key(&seal.id, |listed| listed.id).is_ok();
+            if !is_there && io.size(ObjectName::new(Kind::Sealed, seal.id)).await?.is_some() {
+                return Err(untold(seal.id, "it is missing, and was sealed"));
+            }
+        }
+        for listed in manifests {
             if self.manifests.contains(&listed.id) {
                 continue;
             }
@@ -142,9 +166,11 @@ impl LiveChunks {
                 // Forgotten since it was listed: what it needed may be gone.
                 Err(_)
                     if repository.io().size(ObjectName::new(Kind::Manifest, listed.id)).await?.is_none() => {}
+                // Its writer will find out before it seals, and put everything again. So whoever died there left it.
+                Err(Error::ChunkLost { chunk, .. })
+                    if !is_sealed(&listed.id) && is_in_no_pack(repository, &chunk).await? => {}
                 Err(error) if error.is_damage() => {
-                    let why = format!("what it needs cannot be told: {error}");
-                    return Err(Error::damaged(&ObjectName::new(Kind::Manifest, listed.id), why));
+                    return Err(untold(listed.id, &error.to_string()));
                 }
                 Err(error) => return Err(error),
             }
@@ -198,7 +224,8 @@ impl LiveChunks {
                 if is_read && (self.walked.contains(&node) || !fresh.insert(node)) {
                     continue;
                 }
-                self.add(content.id)?;
+                let length = if content.level == 0 { content.length } else { 0 };
+                self.add(LiveChunk { id: content.id, length })?;
                 if is_read {
                     to_read.push((content, role));
                 }
@@ -214,6 +241,19 @@ impl LiveChunks {
         }
         Ok(fresh)
     }
+}
+
+async fn is_in_no_pack(repository: &Repository, chunk: &ChunkId) -> Result<bool> {
+    repository.index().refresh().await?;
+    Ok(repository.index().locate(chunk)?.is_empty())
+}
+
+/// What such a backup needs must not be deleted, and nobody knows what that is.
+fn untold(id: BackupId, why: &str) -> Error {
+    let advice =
+        "bring back what is lost, or let the backup go (`stillframe repair snapshots`, `stillframe forget`)";
+    let name = ObjectName::new(Kind::Manifest, id);
+    Error::damaged(&name, format!("what backup {id} needs cannot be told: {why}; {advice}"))
 }
 
 /// What the files of one chunk of a list consist of.

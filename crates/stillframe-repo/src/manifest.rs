@@ -73,6 +73,17 @@ pub struct ManifestDraft {
     /// What people should know when they restore it.
     #[serde(default)]
     pub warnings: Vec<String>,
+    /// The damaged backup of which this is what was left.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub repaired_from: Option<BackupId>,
+    /// What that one lost, and so this one has not: files, and parts of lists.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub lost_files: u64,
+}
+
+#[allow(clippy::trivially_copy_pass_by_ref, reason = "serde calls it so")]
+fn is_zero(number: &u64) -> bool {
+    *number == 0
 }
 
 /// What a source was recorded as.
@@ -179,6 +190,12 @@ struct FormatOnly {
 }
 
 impl Manifest {
+    /// The moment that it shows: of several sources the earliest, since what was written later may not be in all of them.
+    pub fn instant(&self) -> Timestamp {
+        let instants = self.draft.sources.iter().map(|source| source.instant);
+        instants.min().unwrap_or(self.created)
+    }
+
     /// The sealed object, and its hash for the seal.
     pub(crate) fn encode(&self, ring: &KeyRing) -> Result<(PutPayload, blake3::Hash)> {
         let name = ObjectName::new(Kind::Manifest, self.id);

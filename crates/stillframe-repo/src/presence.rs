@@ -19,13 +19,22 @@ impl Repository {
         contents: impl IntoIterator<Item = ContentRef>,
         cancel: &CancellationToken,
     ) -> Result<()> {
-        let contents = contents.into_iter().filter(|content| *content != ContentRef::EMPTY);
-        let mut contents = contents.peekable();
+        let mut contents = contents.into_iter().peekable();
         if contents.peek().is_none() {
             return Ok(());
         }
         // The index forgets packs that are not listed with the length that they were written with.
         self.index().refresh().await?;
+        self.look_for_all(contents, cancel).await
+    }
+
+    /// The same, as far as the index knows.
+    pub(crate) async fn look_for_all(
+        &self,
+        contents: impl IntoIterator<Item = ContentRef>,
+        cancel: &CancellationToken,
+    ) -> Result<()> {
+        let mut contents = contents.into_iter().filter(|content| *content != ContentRef::EMPTY);
         let (chunks, distrusted) = (self.chunk_reader(), self.index().distrust().all());
         let mut open: Vec<ContentRef> = Vec::new();
         loop {

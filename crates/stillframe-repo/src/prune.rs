@@ -114,6 +114,8 @@ pub struct PrunePlan {
     pub moved_bytes: u64,
     /// Sweeps that were interrupted, or run just now, and whose packs are taken over.
     pub marks: u64,
+    /// Packs of backups that are being written just now, which are left alone.
+    pub leased_packs: u64,
 }
 
 impl PrunePlan {
@@ -142,6 +144,8 @@ pub struct PruneOutcome {
     pub pack_bytes: u64,
     /// Damaged packs that were left alone.
     pub packs_spared: u64,
+    /// Packs of backups that are being written just now, which were left alone.
+    pub packs_leased: u64,
 }
 
 impl Repository {
@@ -161,6 +165,7 @@ impl Repository {
         let mut meetings = 0;
         while outcome.rounds < MAX_ROUNDS {
             let survey = sweep.survey().await?;
+            outcome.packs_leased = survey.plan.leased_packs;
             if survey.plan.is_empty() {
                 break;
             }
@@ -189,6 +194,7 @@ impl Repository {
         outcome.bytes_written = bytes_written;
         outcome.packs_spared = sweep.spared.len() as u64;
         self.tidy_notes().await?;
+        self.tidy_leases(options.clock.now()).await?;
         let much_is_gone = outcome.packs_deleted * 4 > packs_before;
         outcome.index_segments = self.index().compact(much_is_gone, &options.cancel).await?;
         outcome.pack_bytes = self.io().list(Kind::Pack).await?.iter().map(|pack| pack.size).sum();
@@ -269,6 +275,7 @@ impl<'a> Sweep<'a> {
         let packs = io.list(Kind::Pack).await?;
         let taken: HashSet<PackId> = marks.values().flatten().copied().collect();
         let unknown = self.repository.index().unknown_packs(&packs).await?;
+        let leased = self.repository.leased_packs(self.options.clock.now()).await?;
         let (usage, lost_chunks) = self.usage(&taken)?;
         let mut plan = PrunePlan {
             packs: packs.len() as u64,
@@ -284,6 +291,11 @@ impl<'a> Sweep<'a> {
         for pack in packs {
             // Of a pack whose table cannot be read nobody knows what is in it.
             if unknown.contains(&pack.id) || self.spared.contains(&pack.id) {
+                continue;
+            }
+            // What is in a mark is lost to its writer in any case.
+            if leased.contains(&pack.id) && !taken.contains(&pack.id) {
+                plan.leased_packs += 1;
                 continue;
             }
             let used = usage.get(&pack.id).copied().unwrap_or_default();
@@ -333,7 +345,8 @@ impl<'a> Sweep<'a> {
             let page = self.live.page(after, PAGE)?;
             let Some(last) = page.last() else { return Ok((usage, lost)) };
             after = Some(*last);
-            for places in index.locate_all(&page)? {
+            let ids: Vec<_> = page.iter().map(|chunk| chunk.id).collect();
+            for places in index.locate_all(&ids)? {
                 let homes = places.iter().filter(|place| !taken.contains(&place.pack));
                 match homes.min_by_key(|place| (bad.contains(&place.pack), place.pack)) {
                     Some(home) => {

@@ -1,7 +1,8 @@
 //! Writing a backup: the writer's half of the protocol that `docs/format.md` draws.
 
 use std::collections::HashSet;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use jiff::{SignedDuration, Timestamp};
 use stillframe_storage::{BandwidthLimit, Clock, failpoint};
@@ -13,6 +14,7 @@ use crate::error::{Error, Result};
 use crate::index::blocking;
 use crate::index_cache::listed_size;
 use crate::layout::{Kind, ObjectName};
+use crate::lease::{self, Lease, LeaseKeeper, LeaseKind};
 use crate::manifest::{MANIFEST_FORMAT, Manifest, ManifestDraft, Statistics};
 use crate::mark;
 use crate::packer::{Packer, PackerOptions};
@@ -29,6 +31,12 @@ pub struct WriteOptions {
     pub base: Option<BackupId>,
     /// Rely on no pack that was there before: everything is stored again. For a repository in which damage was found.
     pub anew: bool,
+    /// When what it shows was written, where that is not now: in place of the clock's time. It is dated right after.
+    pub created: Option<Timestamp>,
+    /// The machine, for the lease of a write that takes long.
+    pub host: String,
+    /// How often a write says that it is at work, so that prunings spare what it has stored. One that is done sooner never says so.
+    pub lease_every: Duration,
     /// zstd's level for new chunks; 1 by default.
     pub level: i32,
     /// Stops the write at the next chunk or step.
@@ -50,6 +58,9 @@ impl WriteOptions {
         Self {
             base: None,
             anew: false,
+            created: None,
+            host: String::new(),
+            lease_every: lease::EVERY,
             level: 1,
             cancel: CancellationToken::new(),
             bandwidth: None,
@@ -164,12 +175,29 @@ impl Repository {
             excluded: HashSet::new(),
             claims: Vec::new(),
             earlier: Statistics::default(),
+            session: Arc::default(),
         };
         if options.anew {
             let packs = self.io().list(Kind::Pack).await?;
             writer.excluded.extend(packs.iter().map(|pack| pack.id));
         }
+        let since = options.clock.now();
+        let lease = Lease {
+            what: LeaseKind::Write,
+            since,
+            renewed: since,
+            host: options.host.clone(),
+            packs: Vec::new(),
+            backup: None,
+        };
+        let relied = Arc::clone(&writer.session);
+        let packs = move || {
+            let session = relied.lock().unwrap_or_else(PoisonError::into_inner).clone();
+            session.map(|session| session.relied().into_keys().collect()).unwrap_or_default()
+        };
+        let keeper = LeaseKeeper::start(self, Arc::clone(&options.clock), options.lease_every, lease, packs);
         let result = writer.run(describe).await;
+        keeper.end().await;
         if result.is_err() {
             cancel.cancel();
             writer.packer.drain().await;
@@ -205,6 +233,10 @@ impl Repository {
 
     /// Now, or after the time of every backup that is known here. Where nothing is known yet, the backups that are there are read, once.
     async fn time_of_creation(&self, options: &WriteOptions) -> Result<Timestamp> {
+        const AFTER: SignedDuration = SignedDuration::from_micros(1);
+        if let Some(created) = options.created {
+            return Ok(created.saturating_add(AFTER).unwrap_or(created));
+        }
         let now = options.clock.now();
         let newest = match self.newest().get() {
             None => self.backups().await?.readable.last().map(|newest| newest.created),
@@ -213,7 +245,7 @@ impl Repository {
         Ok(match newest {
             Some(newest) if newest >= now => {
                 options.emit(WriteEvent::ClockBehind { newest });
-                newest.saturating_add(SignedDuration::from_micros(1)).unwrap_or(now)
+                newest.saturating_add(AFTER).unwrap_or(now)
             }
             _ => now,
         })
@@ -248,6 +280,8 @@ struct Writer<'a> {
     claims: Vec<Claim>,
     /// What earlier rounds stored.
     earlier: Statistics,
+    /// That of this round.
+    session: Arc<Mutex<Option<Arc<WriteSession>>>>,
 }
 
 impl Writer<'_> {
@@ -292,14 +326,16 @@ impl Writer<'_> {
         let marked = mark::marked(repository.io(), repository.ring()).await?;
         self.excluded.extend(marked);
         self.excluded.extend(repository.index().distrust().all());
-        Ok(Arc::new(WriteSession::new(
+        let session = Arc::new(WriteSession::new(
             Arc::clone(repository.ring()),
             Arc::clone(repository.index()),
             Arc::clone(&self.packer),
             self.options.level,
             self.base,
             Arc::new(self.excluded.clone()),
-        )))
+        ));
+        *self.session.lock().unwrap_or_else(PoisonError::into_inner) = Some(Arc::clone(&session));
+        Ok(session)
     }
 
     /// Steps 1 to 3: everything uploaded, a manifest put, and then a look at what others have put.

@@ -17,9 +17,10 @@ use crate::layout::{Kind, ObjectName};
 use crate::pack_table::{PackEntry, PackTable};
 use crate::test_support::{Files, PACK_SIZE, clock, describe, entry, files, init, noise, open, read, write};
 use crate::{
-    BackupId, ChunkRef, ContentRef, ContentWriter, Encryption, Error, FileEntry, FileKind, InitOptions,
-    Manifest, ManifestDraft, ObjectId, Passphrase, PassphraseCost, Repository, SourceManifest, Unlock,
-    VerifyLevel, VerifyOptions, VerifyReport, WriteOptions, WriteSession,
+    BackupId, CheckOptions, CheckReport, ChunkRef, ContentRef, ContentWriter, Encryption, Error, FileEntry,
+    FileKind, InitOptions, Manifest, ManifestDraft, ObjectId, Passphrase, PassphraseCost, ReadData,
+    Repository, SourceManifest, Unlock, VerifyLevel, VerifyOptions, VerifyReport, WriteOptions, WriteSession,
+    index_segment,
 };
 
 struct Scene {
@@ -100,12 +101,50 @@ async fn a_chunk_whose_bytes_are_not_those_of_its_name_is_never_given_out() {
     assert_eq!(finding.object, ObjectName::new(Kind::Pack, place.pack).to_string());
     assert_eq!((&finding.file, finding.chunk), (&Some(file.path.to_string()), Some(chunk.id)));
 
+    let checked = check(&repository, ReadData::All).await;
+    let of_backup: Vec<_> = checked.findings.iter().filter(|found| found.backup == Some(scene.id)).collect();
+    let [named] = of_backup.as_slice() else { panic!("{checked:?}") };
+    assert_eq!((&named.finding.file, named.finding.chunk), (&Some(file.path.to_string()), Some(chunk.id)));
+    assert_eq!(checked.findings[0].finding.object, ObjectName::new(Kind::Pack, place.pack).to_string());
+
     let elsewhere = tempfile::tempdir().unwrap();
     let repository = open(scene.store.clone(), elsewhere.path()).await;
     let error = repository.read_chunk(&chunk.id).await.unwrap_err();
     assert!(matches!(&error, Error::ChunkLost { chunk: lost, .. } if *lost == chunk.id), "{error}");
     let error = repository.chunk_reader().read_group(&[chunk]).await.unwrap_err();
     assert!(matches!(&error, Error::ChunkLost { chunk: lost, .. } if *lost == chunk.id), "{error}");
+}
+
+async fn check(repository: &Repository, read: ReadData) -> CheckReport {
+    repository.check(&CheckOptions::new(read)).await.unwrap()
+}
+
+/// An index that says of a pack what is not in it: believed by nobody who checks, and gone when it is written anew.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_index_that_lies_is_named_with_the_pack_and_repaired() {
+    let scene = scene().await;
+    let (io, ring) = (scene.repository.io(), scene.repository.ring());
+    let segment = ObjectName::new(Kind::Index, io.list(Kind::Index).await.unwrap()[0].id);
+    let mut tables = index_segment::decode(ring, segment, &io.get(segment).await.unwrap()).unwrap();
+    let table = tables.last_mut().unwrap();
+    let pack = ObjectName::new(Kind::Pack, table.pack);
+    // Two chunks change their places; the lengths that tell where others are stay.
+    let [.., one, two] = table.entries.as_mut_slice() else { panic!() };
+    std::mem::swap(&mut one.id, &mut two.id);
+    io.put(segment, index_segment::encode(ring, segment, &tables)).await.unwrap();
+
+    let elsewhere = tempfile::tempdir().unwrap();
+    let repository = open(scene.store.clone(), elsewhere.path()).await;
+    read(&repository, scene.id).await.unwrap_err();
+    for data in [ReadData::Nothing, ReadData::All] {
+        let report = check(&repository, data).await;
+        let [found] = report.findings.as_slice() else { panic!("{report:?}") };
+        assert_eq!(found.finding.object, segment.to_string());
+        assert!(found.finding.why.contains(&pack.to_string()), "{report:?}");
+    }
+    repository.repair_index(&CancellationToken::new()).await.unwrap();
+    assert_eq!(read(&repository, scene.id).await.unwrap(), scene.content);
+    assert!(check(&repository, ReadData::All).await.is_sound());
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -129,6 +168,8 @@ async fn content_that_says_another_length_of_a_chunk_is_not_given_out() {
         let error = scene.repository.read_content(content, u64::MAX).await.unwrap_err();
         assert!(matches!(error, Error::Inconsistent { .. }), "{lengths:?}: {error}");
         assert!(!verify(&scene.repository, manifest.id, VerifyLevel::Exists).await.is_sound(), "{lengths:?}");
+        let checked = check(&scene.repository, ReadData::Nothing).await;
+        assert!(checked.findings.iter().any(|found| found.backup == Some(manifest.id)), "{checked:?}");
         let present = scene.repository.check_presence([content], &CancellationToken::new()).await;
         let error = present.unwrap_err();
         assert!(error.is_damage(), "nobody can read it, so no backup may take it over: {lengths:?}: {error}");

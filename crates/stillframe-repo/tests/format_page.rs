@@ -24,7 +24,8 @@ fn numbers() -> Vec<u8> {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn golden_repositories_of_the_first_format_are_read() {
-    for (name, unlock) in [("plain", Unlock::None), ("encrypted", Unlock::Passphrase("golden".into()))] {
+    let passphrase = || Unlock::Passphrase("golden".into());
+    for (name, unlock) in [("plain", Unlock::None), ("encrypted", passphrase()), ("lived", passphrase())] {
         let store = Arc::new(LocalFileSystem::new_with_prefix(golden(name)).unwrap());
         let cache = tempfile::tempdir().unwrap();
         let repository = Repository::open(store, &unlock, cache.path()).await.unwrap();
@@ -33,13 +34,18 @@ async fn golden_repositories_of_the_first_format_are_read() {
         assert!(report.is_sound(), "{report:?}");
         assert_eq!((report.files, report.bytes), (6, 16 + 10_000 + 12_000));
         let key = repository.keys().await.unwrap().remove(0).unwrap();
-        assert_eq!((key.label.as_str(), key.encrypted), ("first", name == "encrypted"));
+        assert_eq!((key.label.as_str(), key.encrypted), ("first", name != "plain"));
+        let pinned = repository.pins().await.unwrap().remove(&id).flatten().map(|pin| pin.why);
+        assert_eq!(pinned.as_deref(), (name == "lived").then_some("audit"));
+        let seen = repository.verified(id).await.unwrap();
+        assert_eq!(seen.is_some_and(|seen| seen.levels["decrypt"].sound), name == "lived");
+        assert_eq!(repository.info().await.unwrap().epochs.len(), if name == "lived" { 2 } else { 1 });
     }
 }
 
 #[test]
 fn the_page_alone_is_enough_to_read_a_repository() {
-    for (name, passphrase) in [("plain", None), ("encrypted", Some("golden"))] {
+    for (name, passphrase) in [("plain", None), ("encrypted", Some("golden")), ("lived", Some("golden"))] {
         let reader = PageReader::open(&golden(name), passphrase);
         let backups = reader.backups();
         assert_eq!(backups.len(), 1);
@@ -55,6 +61,13 @@ fn the_page_alone_is_enough_to_read_a_repository() {
         assert_eq!(files[3].1, numbers());
         assert_eq!(files[5].1, b"log ".repeat(3000));
         reader.check_index();
+        if name == "lived" {
+            let [(id, pin)] = reader.notes("pins", 8, "pin").try_into().unwrap();
+            assert_eq!((pin["why"].as_str(), pin["host"].as_str()), (Some("audit"), Some("here")));
+            assert_eq!(backups[0]["id"], id);
+            let [(id, seen)] = reader.notes("verified", 9, "verified").try_into().unwrap();
+            assert_eq!((&seen["levels"]["decrypt"]["whole"], &backups[0]["id"]), (&true.into(), &id.into()));
+        }
     }
 }
 
@@ -275,6 +288,16 @@ impl PageReader {
             serde_json::from_slice(&json).unwrap()
         });
         manifests.collect()
+    }
+
+    /// What was said of backups, by their ids.
+    fn notes(&self, directory: &str, kind: u8, name: &str) -> Vec<(String, serde_json::Value)> {
+        let read = |path: PathBuf| {
+            let (header, body) = unframe(&path, kind);
+            let json = open_sealed(&self.object_key(&header, name), &header, 0, &body);
+            (hex(&header[32..48]), serde_json::from_slice(&json).unwrap())
+        };
+        list(&self.root.join(directory)).into_iter().map(read).collect()
     }
 
     /// `directory:path` and the bytes of a file, or `-> target`, of each entry.

@@ -10,11 +10,14 @@ use std::time::Duration;
 
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
-use stillframe_repo::{BackupId, Error, PruneEvent, PruneOptions, PruneOutcome, Repository};
+use stillframe_repo::{
+    BackupId, Error, PruneEvent, PruneOptions, PruneOutcome, Repository, WriteOptions, WriteSession,
+};
+use stillframe_storage::Clock;
 use stillframe_storage::object_store::memory::InMemory;
 use stillframe_storage::object_store::{ObjectStore, ObjectStoreExt};
 use support::fault_store::{FaultStore, Moment, Which};
-use support::{Files, PACK_SIZE, assert_all_whole, clock, files, init, open, read, write};
+use support::{Files, PACK_SIZE, assert_all_whole, clock, describe, files, init, open, read, write};
 
 fn quick() -> PruneOptions {
     PruneOptions { pause: Duration::from_millis(1), ..PruneOptions::new(clock()) }
@@ -49,6 +52,98 @@ impl Scene {
     async fn prune(&self) -> PruneOutcome {
         self.repository.prune(&quick()).await.unwrap()
     }
+}
+
+/// A writer of another machine died before it could find out that packs it relied on are gone: that is no damage, and stops nobody.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_unsealed_manifest_that_relies_on_packs_that_are_gone_stops_nothing() {
+    let scene = Scene::new().await;
+    let whole = files(2, 6, 3000);
+    write(&scene.repository, "whole", &whole).await.unwrap();
+    let before = paths(&*scene.inner, "packs").await;
+    let id = write(&scene.repository, "unfinished", &files(1, 6, 3000)).await.unwrap().manifest.id;
+    scene.inner.delete(&format!("sealed/{id}").into()).await.unwrap();
+    for pack in paths(&*scene.inner, "packs").await.iter().filter(|pack| !before.contains(pack)).skip(1) {
+        scene.inner.delete(&pack.as_str().into()).await.unwrap();
+    }
+    scene.prune().await;
+    assert_eq!(assert_all_whole(scene.inner.clone()).await, ["whole"]);
+    // A sealed one in the same state is damaged.
+    write(&scene.repository, "damaged", &files(3, 6, 3000)).await.unwrap();
+    for pack in paths(&*scene.inner, "packs").await.iter().filter(|pack| !before.contains(pack)) {
+        scene.inner.delete(&pack.as_str().into()).await.unwrap();
+    }
+    assert!(scene.repository.prune(&quick()).await.unwrap_err().is_damage());
+}
+
+/// A long upload is not thrown away because somebody prunes beside it.
+#[tokio::test(flavor = "multi_thread")]
+async fn packs_of_a_backup_that_is_being_written_are_left_alone_while_it_says_so() {
+    for says_so in [true, false] {
+        let scene = Scene::new().await;
+        let elsewhere = tempfile::tempdir().unwrap();
+        let sweeper = open(scene.inner.clone(), elsewhere.path()).await;
+        let every = if says_so { Duration::from_millis(5) } else { Duration::from_secs(3600) };
+        let options =
+            WriteOptions { lease_every: every, host: "writer".into(), ..WriteOptions::new(clock()) };
+        let content = files(1, 12, 3000);
+        let written = scene
+            .repository
+            .write(&options, async |session: Arc<WriteSession>| {
+                let (content, there) = (content.clone(), Arc::clone(&session));
+                let described =
+                    tokio::task::spawn_blocking(move || describe(&there, "long", &content)).await.unwrap()?;
+                session.flush().await?;
+                let packs = paths(&*scene.inner, "packs").await.len();
+                while says_so
+                    && sweeper.leases(clock().now()).await?.iter().all(|lease| lease.packs.len() < packs)
+                {
+                    tokio::time::sleep(Duration::from_millis(2)).await;
+                }
+                let outcome = sweeper.prune(&quick()).await?;
+                // In the second round, everything is there again.
+                if says_so {
+                    assert_eq!(
+                        (outcome.packs_deleted, outcome.packs_leased),
+                        (0, packs as u64),
+                        "{outcome:?}"
+                    );
+                }
+                Ok::<_, Error>(described)
+            })
+            .await
+            .unwrap();
+        assert_eq!(written.rounds == 1, says_so);
+        assert_eq!(read(&sweeper, written.manifest.id).await.unwrap(), content);
+        assert!(paths(&*scene.inner, "leases").await.is_empty(), "it is over");
+    }
+}
+
+/// A seal says that there was a backup. What it needs is not known, and may come back with its manifest.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_sealed_backup_whose_manifest_is_missing_stops_it_and_is_named() {
+    let scene = Scene::new().await;
+    let lost = write(&scene.repository, "lost", &files(1, 6, 3000)).await.unwrap().manifest.id;
+    write(&scene.repository, "whole", &files(2, 6, 3000)).await.unwrap();
+    let path = format!("manifests/{lost}").into();
+    let manifest = scene.inner.get(&path).await.unwrap().bytes().await.unwrap();
+    scene.inner.delete(&path).await.unwrap();
+    let before = scene.pack_bytes().await;
+    for refused in [
+        scene.repository.prune(&quick()).await.unwrap_err(),
+        scene.repository.plan_prune(&quick()).await.unwrap_err(),
+    ] {
+        assert!(refused.is_damage() && refused.to_string().contains(&lost.to_string()), "{refused}");
+        assert!(refused.to_string().contains("stillframe forget"), "{refused}");
+    }
+    assert_eq!(scene.pack_bytes().await, before);
+    scene.inner.put(&path, manifest.into()).await.unwrap();
+    assert_eq!(read(&scene.repository, lost).await.unwrap(), files(1, 6, 3000));
+    // Who lets it go says that it may go.
+    scene.inner.delete(&path).await.unwrap();
+    scene.repository.forget(lost).await.unwrap();
+    assert!(scene.prune().await.packs_deleted > 0);
+    assert_eq!(assert_all_whole(scene.inner.clone()).await, ["whole"]);
 }
 
 #[tokio::test(flavor = "multi_thread")]

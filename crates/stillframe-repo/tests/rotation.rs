@@ -17,11 +17,15 @@ use support::{clock, files, write};
 const CHEAP: PassphraseCost = PassphraseCost { memory_kib: 256, passes: 1, lanes: 1 };
 
 fn options(passphrase: &str) -> InitOptions {
-    InitOptions { cost: CHEAP, ..InitOptions::new(Encryption::Passphrase(passphrase.into()), clock()) }
+    InitOptions {
+        cost: CHEAP,
+        label: "first".into(),
+        ..InitOptions::new(Encryption::Passphrase(passphrase.into()), clock())
+    }
 }
 
 fn rotation(clock: &dyn stillframe_storage::Clock, remove_others: bool) -> RotateOptions<'_> {
-    RotateOptions { cost: CHEAP, label: "new", remove_others, clock }
+    RotateOptions { cost: CHEAP, label: None, remove_others, clock }
 }
 
 async fn opened(store: &Arc<InMemory>, passphrase: &str) -> Result<Repository, Error> {
@@ -57,7 +61,7 @@ async fn after_a_rotation_the_old_and_the_new_are_read_with_the_passphrase_that_
     assert!(unknown.to_string().contains("run again"), "{unknown}");
     let keys = new.keys().await.unwrap();
     assert_eq!(keys.len(), 1);
-    assert_eq!(keys[0].as_ref().unwrap().label, "new");
+    assert_eq!(keys[0].as_ref().unwrap().label, "first");
 }
 
 /// A backup runs for hours; whoever rotates does not wait for it.

@@ -7,12 +7,13 @@ use std::path::PathBuf;
 use std::str::FromStr;
 
 use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
-use jiff::Span;
-use stillframe_engine::Retention;
-use stillframe_jobs::CpuPercent;
+use stillframe_jobs::{CpuPercent, JobId};
 use stillframe_repo::ManifestDraft;
 
+mod upkeep;
+
 use crate::sizes::{Reserve, Size};
+pub use upkeep::{Check, Forget, Pin, Prune, RepairCommand, RepairSnapshots, Unpin};
 
 /// Hot backup of live databases (RocksDB, LevelDB, fjall, SQLite), encrypted, verified, without chains.
 #[derive(Debug, Parser)]
@@ -65,8 +66,20 @@ pub enum Command {
     Snapshots(Snapshots),
     /// Show one backup: its sources, times, warnings and files
     Show(Show),
-    /// Check that backups can be restored
+    /// Check that a backup can be restored
     Verify(Verify),
+    /// Check the repository as a whole, and name what is wrong; change nothing
+    Check(Check),
+    /// Make the best of a damaged repository
+    #[command(
+        subcommand,
+        after_help = "\
+Examples:
+  stillframe check --read-data -r /backups/node
+  stillframe repair index -r /backups/node
+  stillframe repair snapshots -r /backups/node --dry-run"
+    )]
+    Repair(RepairCommand),
     /// Let backups go: named ones, or all that a policy does not keep
     Forget(Forget),
     /// Give the room back that no backup needs any more
@@ -127,11 +140,26 @@ Examples:
 }
 
 impl Command {
+    /// What it is called, and who is told how it ended.
+    pub fn hooks(&self) -> Option<(&'static str, &Hooks)> {
+        match self {
+            Self::Backup(args) => Some(("backup", &args.hooks)),
+            Self::Restore(args) => Some(("restore", &args.hooks)),
+            Self::Verify(args) => Some(("verify", &args.hooks)),
+            Self::Check(args) => Some(("check", &args.hooks)),
+            Self::Forget(args) => Some(("forget", &args.hooks)),
+            Self::Prune(args) => Some(("prune", &args.hooks)),
+            Self::Repair(RepairCommand::Snapshots(args)) => Some(("repair snapshots", &args.hooks)),
+            _ => None,
+        }
+    }
+
     /// Whether it may put anything into a repository.
     pub fn writes_to_a_repository(&self) -> bool {
         match self {
             Self::Backup(_)
             | Self::Verify(_)
+            | Self::Repair(_)
             | Self::Forget(_)
             | Self::Prune(_)
             | Self::Pin(_)
@@ -141,6 +169,7 @@ impl Command {
             Self::Restore(_)
             | Self::Snapshots(_)
             | Self::Show(_)
+            | Self::Check(_)
             | Self::Image(_)
             | Self::Jobs(_)
             | Self::Demo
@@ -166,6 +195,17 @@ pub struct PassphraseArgs {
     /// Read the passphrase from the first line of this file; otherwise STILLFRAME_PASSPHRASE, otherwise it is asked for
     #[arg(long, value_name = "FILE", env = "STILLFRAME_PASSPHRASE_FILE")]
     pub passphrase_file: Option<PathBuf>,
+}
+
+/// Who is told how it ended.
+#[derive(Debug, Args)]
+pub struct Hooks {
+    /// When it has worked, run this with sh, the outcome as JSON on its standard input (docs/json.md)
+    #[arg(long, value_name = "COMMAND", env = "STILLFRAME_ON_SUCCESS", help_heading = "Hooks")]
+    pub on_success: Option<String>,
+    /// When it has not, run this
+    #[arg(long, value_name = "COMMAND", env = "STILLFRAME_ON_FAILURE", help_heading = "Hooks")]
+    pub on_failure: Option<String>,
 }
 
 /// How to capture.
@@ -258,12 +298,14 @@ pub struct Backup {
     pub cpu_percent: Option<CpuPercent>,
     #[command(flatten)]
     pub capture: CaptureArgs,
+    #[command(flatten)]
+    pub hooks: Hooks,
 }
 
 /// Which backups are meant.
 #[derive(Debug, Args)]
 pub struct Labels {
-    /// Only those with this name, of which `latest` is then the newest
+    /// Only those with this name (`latest` is the newest of them)
     #[arg(long)]
     pub name: Option<String>,
     /// Only those with this tag
@@ -313,6 +355,8 @@ pub struct Restore {
     /// Bring a source or a named directory (wal_dir, db_path-1, …) back under another name; as NEW, `.` is the main directory
     #[arg(long = "map", value_name = "OLD=NEW", value_parser = parse_map)]
     pub map: Vec<(String, String)>,
+    #[command(flatten)]
+    pub hooks: Hooks,
 }
 
 fn parse_map(text: &str) -> Result<(String, String), String> {
@@ -391,142 +435,8 @@ pub struct Verify {
     /// For `open`: where to restore to for the check [default: the system's temporary directory]
     #[arg(long, value_name = "DIR")]
     pub staging: Option<PathBuf>,
-}
-
-/// How many backups a rule may keep.
-const KEPT: std::ops::RangeInclusive<u32> = 1..=1_000_000;
-
-/// What a policy keeps.
-#[derive(Debug, Args)]
-pub struct RetentionArgs {
-    /// Keep the newest N
-    #[arg(long = "keep-last", value_name = "N", value_parser = whole(KEPT), allow_negative_numbers = true)]
-    pub last: Option<u32>,
-    /// Keep the newest of each of the newest N hours that have one (hours, days and all others are those of UTC)
-    #[arg(long = "keep-hourly", value_name = "N", value_parser = whole(KEPT), allow_negative_numbers = true)]
-    pub hourly: Option<u32>,
-    /// …of days
-    #[arg(long = "keep-daily", value_name = "N", value_parser = whole(KEPT), allow_negative_numbers = true)]
-    pub daily: Option<u32>,
-    /// …of weeks
-    #[arg(long = "keep-weekly", value_name = "N", value_parser = whole(KEPT), allow_negative_numbers = true)]
-    pub weekly: Option<u32>,
-    /// …of months
-    #[arg(long = "keep-monthly", value_name = "N", value_parser = whole(KEPT), allow_negative_numbers = true)]
-    pub monthly: Option<u32>,
-    /// …of years
-    #[arg(long = "keep-yearly", value_name = "N", value_parser = whole(KEPT), allow_negative_numbers = true)]
-    pub yearly: Option<u32>,
-    /// Keep all that are older than the newest one by no more than this: 12h, 30d, 8w, 6mo, 1y
-    #[arg(long = "keep-within", value_name = "SPAN", value_parser = parse_within)]
-    pub within: Option<Span>,
-}
-
-impl From<&RetentionArgs> for Retention {
-    fn from(args: &RetentionArgs) -> Self {
-        Self {
-            last: args.last.unwrap_or_default(),
-            hourly: args.hourly.unwrap_or_default(),
-            daily: args.daily.unwrap_or_default(),
-            weekly: args.weekly.unwrap_or_default(),
-            monthly: args.monthly.unwrap_or_default(),
-            yearly: args.yearly.unwrap_or_default(),
-            within: args.within,
-        }
-    }
-}
-
-/// Who writes `6m` means months, and would keep six minutes.
-fn parse_within(text: &str) -> Result<Span, String> {
-    let help = "write for example 12h, 30d, 8w, 6mo or 1y";
-    let span: Span = text.parse().map_err(|_| help.to_owned())?;
-    if span.get_minutes() != 0 {
-        return Err(format!("m means minutes; months are written 6mo: {help}"));
-    }
-    if span.is_negative() || span.is_zero() {
-        return Err(help.to_owned());
-    }
-    Ok(span)
-}
-
-/// `forget`.
-#[derive(Debug, Args)]
-#[command(after_help = "\
-Examples:
-  stillframe forget -r /backups/node --keep-hourly 24 --keep-daily 7 --keep-weekly 5 --keep-monthly 12 --dry-run
-  stillframe forget -r /backups/node --keep-hourly 24 --keep-daily 7 --keep-weekly 5 --keep-monthly 12 --prune
-  stillframe forget 5f0c -r /backups/node
-A policy is applied to each machine and set of sources by itself. It never takes what is pinned, nor the last good backup of a source; \
-one that is named by its id goes unless it is pinned. Room comes back with --prune, or `stillframe prune`.")]
-pub struct Forget {
-    /// These: names, or beginnings of ids, each of which must fit one backup only
-    #[arg(value_name = "BACKUP")]
-    pub backups: Vec<String>,
-    /// Only those with this name
-    #[arg(long, conflicts_with = "backups")]
-    pub name: Option<String>,
-    /// Only those with this tag
-    #[arg(long, conflicts_with = "backups")]
-    pub tag: Option<String>,
     #[command(flatten)]
-    pub repo: RepoArgs,
-    #[command(flatten)]
-    pub retention: RetentionArgs,
-    /// Say what would go and why the others stay; change nothing
-    #[arg(long)]
-    pub dry_run: bool,
-    /// Give the room back at once, as `stillframe prune` does
-    #[arg(long)]
-    pub prune: bool,
-}
-
-/// `prune`.
-#[derive(Debug, Args)]
-#[command(after_help = "\
-Examples:
-  stillframe prune -r /backups/node --dry-run
-  stillframe prune -r /backups/node --limit-bandwidth 20MiB
-Backups, restores and other prunings may run meanwhile, on any machine. One that is stopped has lost nothing; the next one goes on.")]
-pub struct Prune {
-    #[command(flatten)]
-    pub repo: RepoArgs,
-    /// Say what would be deleted and moved; change nothing
-    #[arg(long)]
-    pub dry_run: bool,
-    /// Send at most this many bytes per second (for example 20MiB)
-    #[arg(long, value_name = "SIZE", allow_negative_numbers = true)]
-    pub limit_bandwidth: Option<Size>,
-}
-
-/// `pin`.
-#[derive(Debug, Args)]
-#[command(after_help = "\
-Examples:
-  stillframe pin latest -r /backups/node --why 'before the upgrade'")]
-pub struct Pin {
-    /// latest, a name, or the beginning of an id; it must fit one backup only
-    pub backup: String,
-    #[command(flatten)]
-    pub labels: Labels,
-    #[command(flatten)]
-    pub repo: RepoArgs,
-    /// What it is kept for
-    #[arg(long, default_value = "", hide_default_value = true)]
-    pub why: String,
-}
-
-/// `unpin`.
-#[derive(Debug, Args)]
-#[command(after_help = "\
-Examples:
-  stillframe unpin 5f0c -r /backups/node")]
-pub struct Unpin {
-    /// latest, a name, or the beginning of an id; it must fit one backup only
-    pub backup: String,
-    #[command(flatten)]
-    pub labels: Labels,
-    #[command(flatten)]
-    pub repo: RepoArgs,
+    pub hooks: Hooks,
 }
 
 /// `repo …`.
@@ -590,16 +500,17 @@ Whoever copied the repository's keys before can read what is written until `stil
 Examples:
   stillframe key rotate -r /backups/node
   stillframe key rotate -r /backups/node --remove-others
-The passphrase stays, and so does what is written: it is not encrypted again. Other passphrases are removed, and can be added again.")]
+The passphrase stays, and so does what is written: it is not encrypted again. Where others have passphrases, --remove-others must say that they \
+lose them; they can be added again.")]
     Rotate {
         #[command(flatten)]
         repo: RepoArgs,
         /// Remove the keys of other passphrases, which do not know the new keys
         #[arg(long)]
         remove_others: bool,
-        /// For whom or what the new key is
-        #[arg(long, default_value = "", hide_default_value = true)]
-        label: String,
+        /// For whom or what the new key is [default: as the one before]
+        #[arg(long)]
+        label: Option<String>,
     },
     /// List the keys (never the secrets)
     #[command(after_help = "\
@@ -649,14 +560,43 @@ Examples:
 
 /// `jobs`.
 #[derive(Debug, Args)]
-#[command(after_help = "\
+#[command(
+    args_conflicts_with_subcommands = true,
+    after_help = "\
 Examples:
   stillframe jobs
-  stillframe jobs --limit 5 --json")]
+  stillframe jobs --limit 5 --json
+  stillframe jobs show 12
+  stillframe jobs cancel 12"
+)]
 pub struct Jobs {
     /// How many, newest first
     #[arg(long, default_value_t = 20, value_parser = whole(1..=u32::MAX), allow_negative_numbers = true)]
     pub limit: u32,
+    /// One of them.
+    #[command(subcommand)]
+    pub command: Option<JobsCommand>,
+}
+
+/// `jobs …`.
+#[derive(Debug, Subcommand)]
+pub enum JobsCommand {
+    /// Everything about one job
+    #[command(after_help = "\
+Examples:
+  stillframe jobs show 12")]
+    Show {
+        /// Its number
+        job: JobId,
+    },
+    /// Stop a job that another process runs, and wait until it has cleaned up
+    #[command(after_help = "\
+Examples:
+  stillframe jobs cancel 12")]
+    Cancel {
+        /// Its number
+        job: JobId,
+    },
 }
 
 /// A writer whose acknowledged work can be checked.

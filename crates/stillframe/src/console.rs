@@ -2,8 +2,8 @@
 
 use std::borrow::Cow;
 use std::io::{IsTerminal, Write};
-use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
@@ -36,6 +36,8 @@ pub struct Console {
     told: Mutex<Option<Duration>>,
     /// Why standard output took no more of the result.
     unsaid: Mutex<Option<std::io::Error>>,
+    /// The last result.
+    last: Mutex<Value>,
     /// The last words were said.
     failed: AtomicBool,
     clock: Box<dyn Clock>,
@@ -54,7 +56,8 @@ impl Console {
             Mode::Plain
         };
         let (bar, told, unsaid) = (Mutex::new(None), Mutex::new(None), Mutex::new(None));
-        Self { mode, quiet, bar, told, unsaid, failed: AtomicBool::new(false), clock }
+        let (last, failed) = (Mutex::new(Value::Null), AtomicBool::new(false));
+        Self { mode, quiet, bar, told, unsaid, last, failed, clock }
     }
 
     /// Whether results are JSON.
@@ -80,13 +83,21 @@ impl Console {
 
     /// A result for machines: one object on one line, with its `type`.
     pub fn object(&self, kind: &str, value: Value) {
+        let mut object = json!({ "type": kind });
+        if let (Some(object), Value::Object(fields)) = (object.as_object_mut(), value) {
+            object.extend(fields);
+        }
         if self.is_json() {
-            let mut object = json!({ "type": kind });
-            if let (Some(object), Value::Object(fields)) = (object.as_object_mut(), value) {
-                object.extend(fields);
-            }
             self.print_raw(&json_line(&object));
         }
+        if !["warning", "progress", "error"].contains(&kind) {
+            *self.last.lock().unwrap_or_else(PoisonError::into_inner) = object;
+        }
+    }
+
+    /// The last result for machines, whether it was printed or not.
+    pub fn last_object(&self) -> Value {
+        self.last.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// Something on the way, for people.

@@ -8,6 +8,7 @@ mod commands;
 mod console;
 mod demo;
 mod failure;
+mod hooks;
 mod interrupt;
 mod log_layer;
 mod passphrase;
@@ -18,19 +19,21 @@ mod sizes;
 
 use std::io::Write;
 use std::process::ExitCode;
+use std::sync::Arc;
 
 use crate::cli::{Cli, Command};
 use crate::console::say;
 use crate::failure::{Failure, Kind, exit_code};
 use crate::session::Session;
 use clap::Parser;
+use clap::error::ErrorKind;
 
 fn main() -> ExitCode {
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
         Err(error) => return refuse(&error),
     };
-    let session = Session::new(cli.json, cli.quiet);
+    let session = Arc::new(Session::new(cli.json, cli.quiet));
     log_layer::start(&session.console);
     raise_descriptor_limit();
     let runtime = match tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build() {
@@ -40,7 +43,14 @@ fn main() -> ExitCode {
             return ExitCode::FAILURE;
         }
     };
-    let done = runtime.block_on(run(&session, &cli.command));
+    let started = session.clock.now();
+    let done = runtime.block_on(async {
+        let done = run(&session, &cli.command).await;
+        if let Some((command, hooks)) = cli.command.hooks() {
+            hooks::call(&session, hooks, command, started, &done).await;
+        }
+        done
+    });
     match done.and_then(|()| session.console.finish()) {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => {
@@ -60,6 +70,9 @@ fn refuse(error: &clap::Error) -> ExitCode {
         let _ = writeln!(std::io::stdout().lock(), "{object}");
     }
     let _ = error.print();
+    if error.kind() == ErrorKind::MissingRequiredArgument && error.to_string().contains("--repo") {
+        say("  tip: the repository is given with -r, or once for all in STILLFRAME_REPO");
+    }
     if error.use_stderr() { ExitCode::from(exit_code(Kind::Usage)) } else { ExitCode::SUCCESS }
 }
 
@@ -77,6 +90,8 @@ async fn run(session: &Session, command: &Command) -> Result<(), Failure> {
         Command::Snapshots(options) => commands::snapshots::run(session, options).await,
         Command::Show(options) => commands::show::run(session, options).await,
         Command::Verify(options) => commands::verify::run(session, options).await,
+        Command::Check(options) => commands::check::run(session, options).await,
+        Command::Repair(command) => commands::repair::run(session, command).await,
         Command::Forget(options) => commands::forget::run(session, options).await,
         Command::Prune(options) => commands::prune::run(session, options).await,
         Command::Pin(options) => commands::pin::pin(session, options).await,
@@ -84,7 +99,7 @@ async fn run(session: &Session, command: &Command) -> Result<(), Failure> {
         Command::Repo(command) => commands::repo::run(session, command).await,
         Command::Key(command) => commands::key::run(session, command).await,
         Command::Image(command) => commands::image::run(session, command).await,
-        Command::Jobs(options) => commands::jobs::run(session, options),
+        Command::Jobs(options) => commands::jobs::run(session, options).await,
         Command::Demo => demo::run(session).await,
         Command::Completions { shell } => {
             let mut script = Vec::new();

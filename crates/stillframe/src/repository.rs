@@ -332,8 +332,10 @@ fn missing(location: &Location, error: LocationError) -> Failure {
     let is_missing = matches!(error, LocationError::Missing { .. });
     let mut failure = Failure::from(error);
     if is_missing {
-        failure.message =
-            format!("{}; make a repository with `stillframe repo init {location}`", failure.message);
+        failure.message = format!(
+            "{}; is its disk mounted? Else make a repository with `stillframe repo init {location}`",
+            failure.message
+        );
     }
     failure
 }

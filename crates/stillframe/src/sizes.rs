@@ -1,9 +1,12 @@
 //! Sizes and spans in units that people read.
 
 use std::fmt;
+use std::fmt::Display;
 use std::str::FromStr;
 use std::time::Duration;
 
+use jiff::Timestamp;
+use stillframe_repo::BackupId;
 use stillframe_storage::ByteSize;
 
 /// A number of bytes, as given on the command line: `4096`, `20MiB`, `20M` (both 20 × 2²⁰), `1.5G`, `20MB` (20 × 10⁶).
@@ -79,6 +82,16 @@ impl FromStr for Reserve {
 /// `1.4 GiB`.
 pub fn bytes(count: u64) -> String {
     ByteSize(count).to_string()
+}
+
+/// `2026-01-31 12:00:00Z`.
+pub fn time(at: Timestamp) -> impl Display {
+    at.strftime("%Y-%m-%d %H:%M:%SZ")
+}
+
+/// As much of an id as tells it from others on a page.
+pub fn short(id: BackupId) -> String {
+    id.to_string().chars().take(12).collect()
 }
 
 /// `1 file`, `2 files`.

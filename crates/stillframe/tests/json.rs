@@ -121,6 +121,8 @@ fn what_is_printed_is_what_the_page_says() {
         &["unpin", "first"],
         &["prune", "--dry-run"],
         &["prune"],
+        &["check", "--read-data"],
+        &["repair", "index"],
         &["repo", "info"],
         &["key", "add", "--label", "second"],
         &["key", "list"],
@@ -156,6 +158,8 @@ fn what_is_printed_is_what_the_page_says() {
     bytes[100] ^= 1;
     std::fs::write(&packs[0], bytes).unwrap();
     assert_eq!(scene.run(&["verify", "--level", "hash"]).0, 30);
+    assert_eq!(scene.run(&["check", "--read-data"]).0, 30);
+    scene.run(&["repair", "snapshots", "--dry-run"]);
     assert_eq!(scene.run(&["jobs"]).0, 0);
     std::fs::remove_dir_all(scene.path("repo/sealed")).unwrap();
     assert_eq!(scene.run(&["snapshots"]).0, 0);

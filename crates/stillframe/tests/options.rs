@@ -234,12 +234,12 @@ fn a_share_of_the_processor_and_of_the_line_still_make_whole_backups() {
     assert!(listed.contains("looked for in") && !listed.contains("pack"), "{listed}");
 }
 
-/// A hundredth of two processors works on sixteen megabytes for seconds, a whole one for a fraction of one.
+/// A hundredth of two processors works on fifty megabytes for seconds, a whole one for a fraction of one.
 #[test]
 fn who_may_have_a_hundredth_of_the_processors_takes_his_time() {
     let scene = Scene::new();
     scene.back_up(&["files:two"]);
-    std::fs::write(scene.path("one/large"), stillframe_testkit::Content::new(1, 1.0).bytes(16 << 20))
+    std::fs::write(scene.path("one/large"), stillframe_testkit::Content::new(1, 1.0).bytes(48 << 20))
         .unwrap();
     let clock = SystemClock::new();
     let began = clock.monotonic();

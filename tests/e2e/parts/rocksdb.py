@@ -27,6 +27,8 @@ def run(trial):
 def captures(trial, release, checker, setting):
     group = f"rocksdb {setting.name} {release.name}"
     draw, program = trial.random(group), trial.program()
+    if setting.strangers:
+        program = program.that_lists_slowly(2)
     root = trial.workplace.dir(f"{setting.name}-{release.name}")
     writer = RocksWriter(release, setting, root)
     try:

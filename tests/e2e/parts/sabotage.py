@@ -11,6 +11,7 @@ ON_ROCKSDB = {
     "oldest-first-logs": ("held-memtables", 80),
     "late-recycled-logs": ("recycled", 40),
     "wrong-log-dir": ("wal-dir", 10),
+    "logs-listed-once": ("crowded", 40),
     "no-second-look": ("default", 40),
     "handles": ("slow-deletion", 20),
     "stop-at-zero-header": ("recycled", 60),
@@ -56,6 +57,8 @@ def caught(trial, name, most, capture):
 
 def on_rocksdb(trial, release, checker, mistake, setting, most):
     program = trial.program("sabotage", STILLFRAME_SABOTAGE=mistake)
+    if setting.strangers:
+        program = program.that_lists_slowly(4)
     root, draw = trial.workplace.dir(f"sabotage-{mistake}"), trial.random(f"sabotage {mistake}")
     writer = RocksWriter(release, setting, root).start()
     empty = trial.workplace.dir("no-logs")

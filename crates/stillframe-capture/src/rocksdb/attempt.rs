@@ -2,21 +2,21 @@
 //!
 //! Why an accepted look is one instant: a MANIFEST is in force from before the first look at it to after the second. What
 //! it calls live is deleted only after an edit says otherwise, so all of it was there, and is pinned. Logs that it needs
-//! go only after an edit as well. They are found newest first, each with its end: an engine completes a log before it
-//! begins the next, so when the newest held anything, all older ones were whole, and what was noted is a prefix.
+//! go only after an edit as well. The directory is listed twice, since a listing is no single moment, so that none is missed that is older
+//! than the newest. They are noted newest first, each with its end: an engine completes a log before it begins the next, so when the
+//! newest held anything, all older ones were whole, and what was noted is a prefix.
 
 use std::collections::{HashMap, HashSet};
 use std::ffi::OsString;
 use std::fs::File;
-use std::os::unix::ffi::OsStrExt;
 use std::path::PathBuf;
 
 use stillframe_storage::RelativePath;
 
 use super::directories::{Directories, blob_name, table_names};
-use super::file_name::{FileName, manifest_named_by, newest_options};
+use super::file_name::{manifest_named_by, newest_options};
 use super::log_end::{Dialect, ZeroHeader};
-use super::logs::{Logs, Reuse};
+use super::logs::{Logs, Reuse, needed_logs};
 use super::manifest::Manifest;
 use super::options_file::OptionsFile;
 use super::owner::{Owner, owner_of};
@@ -376,15 +376,11 @@ impl<'a> Capture<'a> {
         let fold = manifest.fold();
         let dir = &self.directories.logs().dir;
         let listed = if self.directories.logs_are_in_main() { None } else { Some(dir.list()?) };
-        let mut needed = Vec::new();
-        for name in listed.as_deref().unwrap_or(in_main) {
-            if let Some(FileName::Log(number)) = FileName::parse(name.as_bytes())
-                && fold.needs_log(number)
-            {
-                needed.push((number, name));
-            }
-        }
-        needed.sort_unstable_by(|a, b| b.cmp(a));
+        let first = listed.as_deref().unwrap_or(in_main);
+        let second = if self.sabotage == Sabotage::LogsListedOnce { first.to_vec() } else { dir.list()? };
+        let Some(mut needed) = needed_logs(first, second, |number| fold.needs_log(number)) else {
+            return Err(Setback::Moved("logs came and went".to_owned()));
+        };
         if self.sabotage == Sabotage::LogsOldestFirst {
             needed.reverse();
         }

@@ -107,6 +107,11 @@ impl Directories {
             self.told = true;
         }
         for (family, paths) in options.cf_paths.iter().filter(|(_, paths)| !paths.is_empty()) {
+            if !fold.families().any(|(_, of)| of.name == family.as_bytes()) {
+                let known: Vec<_> = fold.families().map(|(_, of)| of.display_name()).collect();
+                let what = format!("it has no column family {family:?}, only {}", known.join(", "));
+                return Err(CaptureError::Refused { path: self.main().path().to_owned(), what });
+            }
             let mut places = Vec::new();
             for (i, path) in paths.iter().enumerate() {
                 let name = format!("cf_path-{}-{i}", plain_name(family));

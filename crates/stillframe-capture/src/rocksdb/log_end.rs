@@ -161,10 +161,10 @@ impl LogScan {
     /// Whether what stands where the scan had to stop is this log's: a record that is not whole, or damaged. Otherwise it is the tail of
     /// the older log in whose file this one was written.
     pub(crate) fn has_begun(&self, bytes: &[u8]) -> bool {
-        if bytes.len() < RECYCLABLE_HEADER {
-            return bytes.iter().any(|&byte| byte != 0);
-        }
         let own = self.log_number.to_le_bytes();
+        if bytes.len() < RECYCLABLE_HEADER {
+            return bytes.get(HEADER..).is_some_and(|begun| !begun.is_empty() && own.starts_with(begun));
+        }
         let mut record = bytes.to_vec();
         let number = record.get_mut(HEADER..RECYCLABLE_HEADER).expect("there are so many bytes");
         if number == own {

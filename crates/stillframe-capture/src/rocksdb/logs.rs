@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::ffi::{OsStr, OsString};
 use std::fs::File;
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
 
@@ -11,6 +12,7 @@ use rustix::io::Errno;
 use stillframe_storage::RelativePath;
 use tokio_util::sync::CancellationToken;
 
+use super::file_name::FileName;
 use super::log_end::{Dialect, LogFile, LogScan, ScanError, ZeroHeader};
 use super::log_format::{HEADER, RECYCLABLE_HEADER};
 use super::recycled_copy::RecycledCopy;
@@ -121,6 +123,28 @@ impl Logs {
     pub(crate) fn get(&self, number: u64) -> Option<&NotedLog> {
         self.by_number.get(&number)
     }
+}
+
+/// The logs that are needed, newest first, by two listings of one directory, the second begun after the first had ended. `None`: they do
+/// not fit each other.
+///
+/// A listing of a large directory is many system calls, and may show a log without the older one that was made just before it. What is older
+/// than a log of the first listing was there before the second one began: if it still is, the second one shows it.
+pub(crate) fn needed_logs(
+    first: &[OsString],
+    second: Vec<OsString>,
+    needs: impl Fn(u64) -> bool,
+) -> Option<Vec<(u64, OsString)>> {
+    let needed = |name: &OsString| match FileName::parse(name.as_bytes()) {
+        Some(FileName::Log(number)) if needs(number) => Some(number),
+        _ => None,
+    };
+    let newest = first.iter().filter_map(needed).max();
+    let logs = second.into_iter().filter_map(|name| Some((needed(&name)?, name)));
+    let mut logs: Vec<(u64, OsString)> =
+        logs.filter(|(number, _)| newest.is_none_or(|newest| *number <= newest)).collect();
+    logs.sort_unstable_by(|a, b| b.cmp(a));
+    (logs.first().map(|(number, _)| *number) == newest).then_some(logs)
 }
 
 /// What becomes of what is not whole at the end of a log.
@@ -270,8 +294,10 @@ impl NotedLog {
                 let damage = broken.map_or_else(|| not_whole(0), told);
                 return Ok(LogPart { bytes: original(length), damage: Some(damage) });
             }
-            let with_left = torn_end == TornEnd::Tell && copy.is_cut_short();
-            let damage = with_left.then(|| not_whole(copy.end()));
+            let cut_short = torn_end == TornEnd::Tell && copy.is_cut_short();
+            // The engine shall meet what it would meet in the source, whatever that is.
+            let with_left = cut_short || torn_end == TornEnd::Tell && copy.may_be_cut_short();
+            let damage = cut_short.then(|| not_whole(copy.end()));
             return Ok(LogPart { bytes: LogBytes::Copied { copy, with_left }, damage });
         }
         let noted = self.meta.size;
@@ -317,5 +343,31 @@ impl NotedLog {
         if let Some(copy) = self.copy {
             copy.remove();
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_log_that_one_listing_missed_is_seen_and_what_is_newer_than_the_first_one_is_left() {
+        let names = |numbers: &[u64]| {
+            let logs = numbers.iter().map(|number| OsString::from(format!("{number:06}.log")));
+            logs.chain(["CURRENT".into(), "000007.sst".into()]).collect::<Vec<_>>()
+        };
+        let needed = |first: &[u64], second: &[u64]| {
+            let logs = needed_logs(&names(first), names(second), |number| number >= 5)?;
+            Some(logs.into_iter().map(|(number, _)| number).collect::<Vec<_>>())
+        };
+        assert_eq!(needed(&[4, 5, 6, 8], &[5, 6, 7, 8]), Some(vec![8, 7, 6, 5]), "7 was missed");
+        // The second listing may have missed 9 where it saw 10.
+        assert_eq!(needed(&[5, 6, 8], &[10, 8, 6, 7, 5]), Some(vec![8, 7, 6, 5]));
+        assert_eq!(needed(&[5, 6], &[5, 6]), Some(vec![6, 5]));
+        assert_eq!(needed(&[4], &[]), Some(vec![]));
+        // Gone, or none was there: whatever there is now may have a hole.
+        assert_eq!(needed(&[5, 6], &[5, 7]), None);
+        assert_eq!(needed(&[5, 6], &[4]), None);
+        assert_eq!(needed(&[4], &[5]), None);
     }
 }

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use tokio_util::sync::CancellationToken;
 
 use super::log_end::{Dialect, LogScan, ZeroHeader};
-use super::log_format::{BLOCK_LENGTH, left_in_block};
+use super::log_format::{BLOCK_LENGTH, RECYCLABLE_HEADER, left_in_block};
 use crate::CaptureError;
 use crate::capture::check;
 use crate::image::create_new;
@@ -93,6 +93,11 @@ impl RecycledCopy {
     /// Whether there is something of this log behind what was copied: a record that is not whole, or damaged.
     pub(crate) fn is_cut_short(&self) -> bool {
         self.scan.has_begun(&self.left)
+    }
+
+    /// Whether there are some bytes of this log, or of an older one that was so much longer: too few to tell.
+    pub(crate) fn may_be_cut_short(&self) -> bool {
+        self.left.len() < RECYCLABLE_HEADER && self.left.iter().any(|&byte| byte != 0)
     }
 
     /// Whether not one record could be read, and it is not because the file still holds an older log from its beginning.

@@ -14,6 +14,8 @@ pub(crate) enum Sabotage {
     Slowly,
     /// Logs are pinned oldest first, with a pause after each.
     LogsOldestFirst,
+    /// The directory is listed once, however many system calls that takes.
+    LogsListedOnce,
     /// Recycled logs are treated like others: copied by their length some time after acceptance.
     RecycledLogsLate,
     /// A log directory without logs is taken for a database without unflushed writes.
@@ -36,6 +38,7 @@ impl Sabotage {
     pub(crate) fn from_environment() -> Self {
         match std::env::var("STILLFRAME_SABOTAGE").as_deref() {
             Ok("oldest-first-logs") => Self::LogsOldestFirst,
+            Ok("logs-listed-once") => Self::LogsListedOnce,
             Ok("late-recycled-logs") => Self::RecycledLogsLate,
             Ok("wrong-log-dir") => Self::NoLogsAccepted,
             Ok("no-second-look") => Self::NoSecondLook,

@@ -320,6 +320,10 @@ fn a_family_elsewhere_is_found_by_flag_and_else_the_flag_is_named() {
     let elsewhere: Vec<&str> =
         snapshot.files.iter().map(|file| file.directory.as_str()).filter(|dir| !dir.is_empty()).collect();
     assert_eq!(elsewhere, ["cf_path-pears%2f1-0"; 2]);
+    let cf_paths = [("apples".to_owned(), vec![database.dir()])].into();
+    let options = CaptureOptions { cf_paths, ..CaptureOptions::default() };
+    let refused = database.capture_with(&options, Sabotage::None).unwrap_err().to_string();
+    assert!(refused.contains("no column family \"apples\"") && refused.contains("pears/1"), "{refused}");
 }
 
 #[test]

@@ -202,17 +202,20 @@ impl Checked<'_> {
     }
 
     fn logs(&mut self, fold: &VersionFold) -> Result<(), CaptureError> {
-        let mut logs: Vec<(u64, PathBuf, FileMeta)> = Vec::new();
+        let mut logs = Vec::new();
         for place in self.places.iter().filter(|place| !place.path().file_name().is_some_and(is_of_tables)) {
-            for name in place.list()? {
-                let Some(FileName::Log(number)) = FileName::parse(name.as_bytes()) else { continue };
-                let Some(meta) = place.stat(&name)?.filter(|_| fold.needs_log(number)) else { continue };
-                let path = place.path().join(&name);
-                if meta.kind != FileType::RegularFile {
-                    return Err(CaptureError::Corrupt { path, what: "it is not a regular file".to_owned() });
-                }
-                logs.push((number, path, meta));
+            find_logs(place, fold, &mut logs)?;
+        }
+        if let Some(Options { name, wal_dir: WalDir::Elsewhere(wal_dir), .. }) = &self.options
+            && logs.is_empty()
+        {
+            // A database where it is used, and no copy: an image would not name that place.
+            if !wal_dir.is_dir() {
+                let what =
+                    format!("{name} names the log directory {}, which is not there", wal_dir.display());
+                return Err(CaptureError::Corrupt { path: self.main().path().to_owned(), what });
             }
+            find_logs(&SourceDir::open(wal_dir)?, fold, &mut logs)?;
         }
         logs.sort_unstable_by_key(|(number, ..)| *number);
         if let Some([(_, one, _), (_, two, _)]) = logs.array_windows::<2>().find(|[one, two]| one.0 == two.0)
@@ -279,6 +282,24 @@ impl Checked<'_> {
         self.count(*size);
         self.report.remarks.extend(remark);
     }
+}
+
+/// Those that are needed.
+fn find_logs(
+    place: &SourceDir,
+    fold: &VersionFold,
+    logs: &mut Vec<(u64, PathBuf, FileMeta)>,
+) -> Result<(), CaptureError> {
+    for name in place.list()? {
+        let Some(FileName::Log(number)) = FileName::parse(name.as_bytes()) else { continue };
+        let Some(meta) = place.stat(&name)?.filter(|_| fold.needs_log(number)) else { continue };
+        let path = place.path().join(&name);
+        if meta.kind != FileType::RegularFile {
+            return Err(CaptureError::Corrupt { path, what: "it is not a regular file".to_owned() });
+        }
+        logs.push((number, path, meta));
+    }
+    Ok(())
 }
 
 fn check_table(path: PathBuf, size: u64) -> Result<(), CaptureError> {

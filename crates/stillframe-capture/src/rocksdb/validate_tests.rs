@@ -141,3 +141,27 @@ fn logs_that_somebody_laid_aside_are_no_logs_of_the_database() {
     }
     assert_eq!(validate(&database.dir(), &CancellationToken::new()).unwrap().remarks, [""; 0]);
 }
+
+/// Of a database where it is used, and not of an image, which never names a directory of the original's.
+#[test]
+fn logs_are_looked_for_where_the_options_say_that_they_are() {
+    let database = TestDatabase::new();
+    let logs = database.beside("logs");
+    std::fs::rename(database.dir().join("000020.log"), logs.join("000020.log")).unwrap();
+    let options = format!("[DBOptions]\n  wal_dir={}\n", logs.display());
+    database.write("OPTIONS-000009", options.as_bytes());
+    let validated = || validate(&database.dir(), &CancellationToken::new());
+    let report = validated().unwrap();
+    assert!(report.remarks[0].contains(&logs.display().to_string()), "{:?}", report.remarks);
+    // They are looked at, too.
+    let mut log = std::fs::read(logs.join("000020.log")).unwrap();
+    let whole = log.clone();
+    log.extend_from_slice(&whole);
+    log[20] ^= 1;
+    std::fs::write(logs.join("000020.log"), log).unwrap();
+    assert!(validated().unwrap_err().to_string().contains("000020.log"));
+    std::fs::remove_file(logs.join("000020.log")).unwrap();
+    assert!(validated().unwrap_err().to_string().contains("there is no log"));
+    std::fs::remove_dir(&logs).unwrap();
+    assert!(validated().unwrap_err().to_string().contains("which is not there"));
+}

@@ -98,7 +98,8 @@ impl House {
     }
 
     pub async fn restore(&self, backup: BackupId, target: &Path) -> Result<RestoreOutcome, EngineError> {
-        let options = RestoreOptions { target: target.to_owned(), source: None, map: [].into() };
+        let options =
+            RestoreOptions { target: target.to_owned(), source: None, map: [].into(), host: String::new() };
         restore(&self.repo, backup, &options, &self.job(), &self.surroundings).await
     }
 

@@ -2,17 +2,19 @@
 
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use futures::TryStreamExt;
 use stillframe_engine::create::create;
 use stillframe_engine::verify::Level;
-use stillframe_engine::{EngineError, Event};
+use stillframe_engine::{EngineError, Event, Kind};
 use stillframe_storage::object_store::path::Path as ObjectPath;
 use stillframe_storage::object_store::{ObjectStore, ObjectStoreExt, PutPayload};
 use stillframe_testkit::write_files;
 
 use crate::house::House;
+use crate::made_rocksdb::make_rocksdb;
 
 #[tokio::test(flavor = "multi_thread")]
 async fn files_that_somebody_cuts_are_kept_as_they_are_then_and_told() {
@@ -47,6 +49,50 @@ async fn files_that_somebody_cuts_are_kept_as_they_are_then_and_told() {
     for (name, len) in [("cut", 5 << 20), ("emptied", 0), ("whole", 9 << 20)] {
         assert_eq!(std::fs::read(target.join(name)).unwrap(), vec![7; len], "{name}");
     }
+}
+
+/// Where no link could keep a table, its owner may cut it while it is read. Here its link is exchanged for a shorter file.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_cut_while_it_is_read_is_captured_again_and_not_for_ever() {
+    for cuts in [1, 3, 100] {
+        let mut house = House::new().await;
+        let database = house.data("db");
+        make_rocksdb(&database, &database, &[(11, &[1; 5000]), (12, &[2; 6000])]);
+        let (around, left) = (database.parent().unwrap().to_owned(), AtomicUsize::new(cuts));
+        let report = Arc::clone(&house.surroundings.report);
+        house.surroundings.report = Arc::new(move |event| {
+            let is_captured = matches!(event, Event::Captured { .. });
+            if is_captured && left.load(Ordering::Relaxed) > 0 {
+                left.fetch_sub(1, Ordering::Relaxed);
+                let held =
+                    tables(&around).into_iter().find(|table| !table.starts_with(around.join("db"))).unwrap();
+                std::fs::remove_file(&held).unwrap();
+                std::fs::write(held, "short").unwrap();
+            }
+            report(event);
+        });
+        let result = house.back_up(&[&format!("rocksdb:{}", database.display())]).await;
+        let warned =
+            house.warnings.lock().unwrap().iter().filter(|text| text.contains("captured again")).count();
+        assert_eq!(house.left_behind(), Vec::<PathBuf>::new());
+        if cuts == 100 {
+            let error = result.unwrap_err();
+            assert!(matches!(error, EngineError::CutShort { .. }) && error.kind() == Kind::Busy, "{error}");
+            assert!(error.to_string().contains("run as its owner"), "{error}");
+            assert_eq!(warned, 3);
+            continue;
+        }
+        assert_eq!(warned, cuts);
+        let id = result.unwrap().id;
+        let verified = house.verify(id, Level::Open).await.unwrap();
+        assert!(verified.damage.is_empty() && verified.unsound.is_empty(), "{verified:?}");
+    }
+}
+
+fn tables(dir: &std::path::Path) -> Vec<PathBuf> {
+    let entries = std::fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().path());
+    let below = entries.flat_map(|path| if path.is_dir() { tables(&path) } else { vec![path] });
+    below.filter(|path| path.extension().is_some_and(|ending| ending == "sst")).collect()
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -52,7 +52,7 @@ async fn the_options_of_a_restored_rocksdb_name_the_restored_logs_and_never_the_
         let target = house.out(&format!("target-{turn}"));
         let map: BTreeMap<_, _> =
             mapped.iter().map(|new| ("wal_dir".to_owned(), (*new).to_owned())).collect();
-        let options = RestoreOptions { target: target.clone(), source: None, map };
+        let options = RestoreOptions { target: target.clone(), source: None, map, host: String::new() };
         let outcome =
             restore(&house.repo, backup, &options, &house.job(), &house.surroundings).await.unwrap();
         let database = target.join(database);
@@ -107,7 +107,12 @@ async fn whatever_of_a_source_is_lost_is_named_with_what_can_be_done() {
         house.store.delete(&pack).await.unwrap();
         let repo = house.opened_elsewhere().await;
         let target = house.out("target");
-        let options = RestoreOptions { target: target.clone(), source: None, map: BTreeMap::new() };
+        let options = RestoreOptions {
+            target: target.clone(),
+            source: None,
+            map: BTreeMap::new(),
+            host: String::new(),
+        };
         let restored = restore(&repo, backup, &options, &house.job(), &house.surroundings).await;
         let error = restored.unwrap_err();
         let EngineError::Lost { what, .. } = &error else { panic!("{error}") };

@@ -526,7 +526,12 @@ async fn a_source_or_directory_that_is_not_there_is_named_with_those_that_are() 
     let tree = house.data("tree");
     make_tree(&tree);
     let outcome = house.back_up(&[&format!("files:{}", tree.display())]).await.unwrap();
-    let mut options = RestoreOptions { target: house.out("t"), source: Some("kv".into()), map: [].into() };
+    let mut options = RestoreOptions {
+        target: house.out("t"),
+        source: Some("kv".into()),
+        map: [].into(),
+        host: String::new(),
+    };
     let error =
         restore(&house.repo, outcome.id, &options, &house.job(), &house.surroundings).await.unwrap_err();
     assert!(error.to_string().contains("tree"), "{error}");
@@ -548,7 +553,7 @@ async fn sources_come_back_under_the_names_that_the_map_gives_and_no_others() {
     let id = house.back_up(&[&sources[0], &sources[1]]).await.unwrap().id;
     let restored = async |name: &str, map: &[(&str, &str)]| {
         let map = map.iter().map(|(old, new)| ((*old).to_owned(), (*new).to_owned())).collect();
-        let options = RestoreOptions { target: house.out(name), source: None, map };
+        let options = RestoreOptions { target: house.out(name), source: None, map, host: String::new() };
         restore(&house.repo, id, &options, &house.job(), &house.surroundings).await
     };
     restored("renamed", &[("one", "first/part"), ("two", "second")]).await.unwrap();

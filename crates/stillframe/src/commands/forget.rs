@@ -13,7 +13,7 @@ use crate::commands::prune::prune_now;
 use crate::failure::{Failure, Kind};
 use crate::repository::{Opening, pick, place_text, unfinished_words};
 use crate::session::{Session, full_share};
-use crate::sizes::count;
+use crate::sizes::{count, short, time};
 
 /// Decides, tells, and does it unless it is only asked what would be done.
 pub async fn run(session: &Session, args: &Forget) -> Result<(), Failure> {
@@ -117,13 +117,19 @@ async fn prepare(
     let repo = opening.open().await?;
     let plan = if args.backups.is_empty() {
         let wanted = |manifest: &stillframe_repo::Manifest| labels.fit(&manifest.draft);
-        plan_forget(&repo, &Selection::Policy { wanted: &wanted, retention }).await?
+        let plan = plan_forget(&repo, &Selection::Policy { wanted: &wanted, retention }, session.clock.now())
+            .await?;
+        if let (true, Some(words)) = (plan.decisions.is_empty(), labels.words()) {
+            let message = format!("no backup {words}; `stillframe snapshots` lists all");
+            return Err(Failure::new(Kind::NoBackup, message));
+        }
+        plan
     } else {
         let mut ids = Vec::new();
         for text in &args.backups {
             ids.push(find(session, &repo, text).await?);
         }
-        plan_forget(&repo, &Selection::Ids(&ids)).await?
+        plan_forget(&repo, &Selection::Ids(&ids), session.clock.now()).await?
     };
     Ok(Prepared { repo, plan, _uploads: uploads })
 }
@@ -170,12 +176,12 @@ fn line(decision: &Decision) -> String {
         return format!("{action}  {}  (unfinished, or it cannot be read)", decision.backup);
     };
     let draft = &manifest.draft;
-    let short: String = decision.backup.to_string().chars().take(12).collect();
+    let short = short(decision.backup);
     let urls: Vec<&str> = draft.sources.iter().map(|source| source.url.as_str()).collect();
     let why = if decision.goes() { String::new() } else { format!("  ({})", decision.kept.join(", ")) };
     format!(
         "{action}  {short}  {}  {}  {}  {}{why}",
-        manifest.created.strftime("%Y-%m-%d %H:%M:%SZ"),
+        time(manifest.instant()),
         draft.name.as_deref().unwrap_or("-"),
         draft.host,
         urls.join(" "),

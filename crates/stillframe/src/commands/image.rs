@@ -2,7 +2,7 @@
 
 use std::ffi::OsStr;
 use std::fmt::Display;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use serde_json::json;
@@ -122,12 +122,8 @@ fn check(session: &Session, dir: &Path, engine: Option<&str>) -> Result<(), Fail
         })?),
         (None, Some(engine)) => (engine, validate(engine, dir, never).map_err(damage)?),
         (None, None) => {
-            let engine = detect(dir)?.ok_or_else(|| {
-                let message =
-                    format!("{}: neither {SNAPSHOT_FILE} nor a known database; say which with --engine", dir.display());
-                Failure::new(Kind::Usage, message)
-            })?;
-            (engine, validate(engine, dir, never).map_err(damage)?)
+            let (engine, place) = recognised(dir)?;
+            (engine, validate(engine, &place, never).map_err(damage)?)
         }
     };
     report.remarks.iter().for_each(|remark| session.console.warn(remark));
@@ -142,6 +138,41 @@ fn check(session: &Session, dir: &Path, engine: Option<&str>) -> Result<(), Fail
         json!({ "dir": path_text(dir), "engine": engine.name(), "files": report.files, "bytes": report.bytes, "remarks": report.remarks }),
     );
     Ok(())
+}
+
+/// What `dir` is, or the one database file in it: a restored SQLite database comes in a directory.
+fn recognised(dir: &Path) -> Result<(Engine, PathBuf), Failure> {
+    if let Some(engine) = detect(dir)? {
+        return Ok((engine, dir.to_owned()));
+    }
+    let unreadable = |error| Failure::new(Kind::Failed, format!("cannot list {}: {error}", dir.display()));
+    let mut found = Vec::new();
+    if dir.is_dir() {
+        for entry in std::fs::read_dir(dir).map_err(unreadable)? {
+            let path = entry.map_err(unreadable)?.path();
+            if path.is_file() && detect(&path)? == Some(Engine::Sqlite) {
+                found.push(path);
+            }
+        }
+    }
+    match found.as_slice() {
+        [file] => Ok((Engine::Sqlite, file.clone())),
+        [] => Err(Failure::new(
+            Kind::Usage,
+            format!(
+                "{}: neither {SNAPSHOT_FILE} nor a known database; say which with --engine",
+                dir.display()
+            ),
+        )),
+        [one, ..] => Err(Failure::new(
+            Kind::Usage,
+            format!(
+                "{}: several databases are in it; name one, for example {}",
+                dir.display(),
+                one.display()
+            ),
+        )),
+    }
 }
 
 fn given_engine(name: &str) -> Result<Engine, Failure> {

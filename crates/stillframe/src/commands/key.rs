@@ -9,7 +9,7 @@ use crate::failure::{Failure, Kind};
 use crate::passphrase::{Question, obtain};
 use crate::repository::{Opening, open_repository, open_to_write, passphrase};
 use crate::session::Session;
-use crate::sizes::count;
+use crate::sizes::{count, time};
 
 /// Runs one of them.
 pub async fn run(session: &Session, command: &KeyCommand) -> Result<(), Failure> {
@@ -50,16 +50,18 @@ pub async fn run(session: &Session, command: &KeyCommand) -> Result<(), Failure>
             })?;
             let options = RotateOptions {
                 cost: PassphraseCost::default(),
-                label,
+                label: label.as_deref(),
                 remove_others: *remove_others,
                 clock: session.clock.as_ref(),
             };
             let done = repo.rotate_key(passphrase, &options).await?;
             session.console.line(format!(
-                "key {} of epoch {} is in use from now on, with the same passphrase; removed: {}",
+                "key {} is in use from now on, with the same passphrase, in place of the one before{}",
                 done.key,
-                done.epoch,
-                count(done.removed, "key"),
+                match done.removed.saturating_sub(1) {
+                    0 => String::new(),
+                    others => format!("; of others removed: {}", count(others, "key")),
+                },
             ));
             session.console.object(
                 "key-rotated",
@@ -78,7 +80,7 @@ pub async fn run(session: &Session, command: &KeyCommand) -> Result<(), Failure>
                         continue;
                     }
                 };
-                let created = key.created.strftime("%Y-%m-%d %H:%M:%SZ");
+                let created = time(key.created);
                 let current = if key.current { "  (in use)" } else { "" };
                 session.console.answer(format!("{}  {created}  {}{current}", key.id, key.label));
                 session.console.object(

@@ -1,12 +1,14 @@
 //! One file for each command: it takes the options, calls a verb, and says what came of it.
 
 pub mod backup;
+pub mod check;
 pub mod forget;
 pub mod image;
 pub mod jobs;
 pub mod key;
 pub mod pin;
 pub mod prune;
+pub mod repair;
 pub mod repo;
 pub mod restore;
 pub mod show;
@@ -24,6 +26,7 @@ use stillframe_storage::{lies_within, path_text};
 
 use crate::cli::CaptureArgs;
 use crate::failure::{Failure, Kind};
+use crate::place::{cache_dir, state_dir};
 use crate::repository::refuse_in_repository;
 use crate::sizes;
 
@@ -42,6 +45,7 @@ impl From<&CaptureArgs> for CaptureOptions {
             sqlite_lock_timeout: Duration::from_secs(args.sqlite_lock_timeout),
             sqlite_wal_cap: args.sqlite_wal_cap.0,
             force: args.force,
+            leave_out: state_dir().into_iter().chain([cache_dir()]).collect(),
         }
     }
 }

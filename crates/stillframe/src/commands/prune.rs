@@ -91,6 +91,12 @@ pub async fn prune_now(
             bytes(outcome.pack_bytes),
         ));
     }
+    if outcome.packs_leased > 0 {
+        session.console.note(format!(
+            "{} of backups that are being written were left alone",
+            count(outcome.packs_leased, "pack")
+        ));
+    }
     session.console.object("pruned", json!(outcome));
     Ok(())
 }

@@ -9,7 +9,7 @@ use crate::failure::{Failure, Kind};
 use crate::passphrase::is_given;
 use crate::repository::{PASSPHRASE, UNFINISHED, init_repository, open_repository, place_text};
 use crate::session::Session;
-use crate::sizes::{bytes, count};
+use crate::sizes::{bytes, count, time};
 
 /// Runs either.
 pub async fn run(session: &Session, command: &RepoCommand) -> Result<(), Failure> {
@@ -36,7 +36,7 @@ pub async fn run(session: &Session, command: &RepoCommand) -> Result<(), Failure
             let repo = open_repository(args).await?;
             let info = repo.info().await?;
             let encrypted = if info.encrypted { "encrypted" } else { "not encrypted" };
-            let created = info.created.strftime("%Y-%m-%d %H:%M:%SZ");
+            let created = time(info.created);
             session.console.answer(format!(
                 "repository {}, format {}, {encrypted}, made {created}",
                 info.id, info.format

@@ -11,9 +11,10 @@ use stillframe_storage::path_text;
 use crate::cli::Restore;
 use crate::commands::from_here;
 use crate::failure::{Failure, Kind};
+use crate::place::host;
 use crate::repository::{open_repository, pick, place_text, refuse_in_repository};
 use crate::session::{Session, full_share};
-use crate::sizes::{bytes, count, span};
+use crate::sizes::{bytes, count, span, time};
 
 async fn find(session: &Session, args: &Restore) -> Result<(Repository, Manifest), Failure> {
     refuse_in_repository("--to", &args.to)?;
@@ -39,7 +40,7 @@ pub async fn run(session: &Session, args: &Restore) -> Result<(), Failure> {
     let wanted = what.draft.sources.iter();
     let wanted = wanted.filter(|source| args.source.as_ref().is_none_or(|name| *name == source.name));
     let of: Vec<&str> = wanted.map(|source| source.url.as_str()).collect();
-    let options = RestoreOptions { target: args.to.clone(), source: args.source.clone(), map };
+    let options = RestoreOptions { target: args.to.clone(), source: args.source.clone(), map, host: host() };
     let began = session.clock.monotonic();
     let subject = subject(&backup.to_string());
     let phases = [Phase::Transferring, Phase::Sealing];
@@ -54,7 +55,7 @@ pub async fn run(session: &Session, args: &Restore) -> Result<(), Failure> {
         "backup {backup} of {}{} at {} is in {}: {}, {} in {}",
         of.join(" "),
         what.draft.name.as_ref().map_or_else(String::new, |name| format!(" ({name})")),
-        what.created.strftime("%Y-%m-%d %H:%M:%SZ"),
+        time(what.instant()),
         args.to.display(),
         count(outcome.files, "file"),
         bytes(outcome.bytes),

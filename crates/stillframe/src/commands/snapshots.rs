@@ -9,7 +9,7 @@ use crate::cli::Snapshots;
 use crate::failure::{Failure, Kind};
 use crate::repository::{UNFINISHED, open_repository, unfinished_words};
 use crate::session::Session;
-use crate::sizes::bytes;
+use crate::sizes::{bytes, short, time};
 
 /// Lists the backups, oldest first.
 pub async fn run(session: &Session, args: &Snapshots) -> Result<(), Failure> {
@@ -80,7 +80,7 @@ impl Notes {
                 (false, true) => "whole, not sound",
                 (false, false) => "damaged",
             };
-            let when = verification.at.strftime("%Y-%m-%d %H:%M:%SZ");
+            let when = time(verification.at);
             words.push(format!("{found} at level {level} on {when}"));
         }
         words
@@ -93,10 +93,10 @@ fn line(manifest: &Manifest, notes: &Notes) -> String {
     let size: u64 = draft.sources.iter().map(|source| source.bytes).sum();
     let name = draft.name.as_deref().unwrap_or("-");
     let tags = if draft.tags.is_empty() { String::new() } else { format!("  [{}]", draft.tags.join(", ")) };
-    let short: String = manifest.id.to_string().chars().take(12).collect();
+    let short = short(manifest.id);
     let notes = notes.words(manifest.id).join(", ");
     let notes = if notes.is_empty() { notes } else { format!("  ({notes})") };
-    let when = manifest.created.strftime("%Y-%m-%d %H:%M:%SZ");
+    let when = time(manifest.instant());
     format!(
         "{short}  {when}  {name}  {}  {} ({} stored)  {}{tags}{notes}",
         draft.host,
