@@ -31,8 +31,9 @@ pub(crate) fn verdicts(results: &Results) -> Vec<Verdict> {
         bars.unchanged(part);
         bars.changed(part);
     }
+    bars.unchanged(Part::Fjall);
     bars.sqlite();
-    for part in [Part::Half, Part::Incompressible, Part::Sqlite, Part::Tables] {
+    for part in [Part::Half, Part::Incompressible, Part::Fjall, Part::Sqlite, Part::Tables] {
         bars.faster("restore", part, Work::Restore, Stillframe, Cp, 0.9);
         bars.faster("restore", part, Work::Restore, Stillframe, Restic, 1.5);
     }

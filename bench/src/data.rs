@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
 use crate::error::BenchError;
+use crate::fjall_data::FjallData;
 use crate::part::Part;
 use crate::rocks_data::{RocksData, RocksShape};
 use crate::source::Source;
@@ -22,6 +23,8 @@ const GIB: u64 = 1 << 30;
 pub(crate) enum Data {
     /// A RocksDB at rest.
     Rocks(RocksData),
+    /// A fjall database at rest.
+    Fjall(FjallData),
     /// A SQLite database at rest.
     Sqlite(SqliteData),
 }
@@ -49,6 +52,10 @@ impl Data {
                 let data = SqliteData::fill(workshop, "data", workshop.scaled(500_000_000), 0.5)?;
                 Ok(Some(Self::Sqlite(data)))
             }
+            Part::Fjall => {
+                let data = FjallData::fill(workshop, "data", workshop.scaled(500_000_000), 0.5)?;
+                Ok(Some(Self::Fjall(data)))
+            }
             Part::Capture | Part::Memory | Part::Index => Ok(None),
         }
     }
@@ -57,6 +64,7 @@ impl Data {
     pub(crate) fn source(&self) -> Source {
         match self {
             Self::Rocks(data) => Source::RocksDb(data.dir.clone()),
+            Self::Fjall(data) => Source::Fjall(data.dir.clone()),
             Self::Sqlite(data) => Source::Sqlite(data.file.clone()),
         }
     }
@@ -66,10 +74,11 @@ impl Data {
         bytes_below(self.source().path())
     }
 
-    /// Tables of a RocksDB, 0 of others.
+    /// Tables, 0 of SQLite.
     pub(crate) fn tables(&self) -> Result<usize, BenchError> {
         match self {
             Self::Rocks(data) => data.tables(),
+            Self::Fjall(data) => data.tables(),
             Self::Sqlite(_) => Ok(0),
         }
     }
@@ -77,13 +86,8 @@ impl Data {
     /// Writes one percent of the rows anew.
     pub(crate) fn change(&self, round: u32) -> Result<Changed, BenchError> {
         match self {
-            Self::Rocks(data) => {
-                let before: BTreeSet<PathBuf> = files_below(&data.dir)?.into_iter().collect();
-                data.change(ONE_IN, round)?;
-                let new = files_below(&data.dir)?.into_iter().filter(|path| !before.contains(path));
-                let bytes = new.map(|path| length(&path)).sum::<Result<u64, _>>()?;
-                Ok(Changed { bytes })
-            }
+            Self::Rocks(data) => new_files(&data.dir, || data.change(ONE_IN, round)),
+            Self::Fjall(data) => new_files(&data.dir, || data.change(ONE_IN, round)),
             Self::Sqlite(data) => Ok(Changed { bytes: data.change(ONE_IN, round)? }),
         }
     }
@@ -92,8 +96,18 @@ impl Data {
     pub(crate) fn demand_same(&self, tool: ToolName, restored: &Path) -> Result<(), BenchError> {
         let difference = match self {
             Self::Rocks(data) => data.difference(restored)?,
+            Self::Fjall(data) => data.difference(restored)?,
             Self::Sqlite(data) => data.difference(restored)?,
         };
         difference.map_or(Ok(()), |what| Err(BenchError::Different { tool: tool.title(), what }))
     }
+}
+
+/// How many bytes are in files that were not there before.
+fn new_files(dir: &Path, change: impl FnOnce() -> Result<(), BenchError>) -> Result<Changed, BenchError> {
+    let before: BTreeSet<PathBuf> = files_below(dir)?.into_iter().collect();
+    change()?;
+    let new = files_below(dir)?.into_iter().filter(|path| !before.contains(path));
+    let bytes = new.map(|path| length(&path)).sum::<Result<u64, _>>()?;
+    Ok(Changed { bytes })
 }

@@ -36,6 +36,14 @@ pub(crate) enum BenchError {
         /// The first difference.
         what: String,
     },
+    /// The fjall data could not be made or read.
+    #[error("{path}: {source}", path = path.display())]
+    Fjall {
+        /// Its directory.
+        path: PathBuf,
+        /// What fjall said.
+        source: Box<fjall::Error>,
+    },
     /// The SQLite data could not be made or read.
     #[error("{path}: {source}", path = path.display())]
     Sqlite {
@@ -70,5 +78,11 @@ impl BenchError {
     pub(crate) fn sqlite(path: &Path) -> impl Fn(rusqlite::Error) -> Self {
         let path = path.to_owned();
         move |source| Self::Sqlite { path: path.clone(), source }
+    }
+
+    /// Makes the error of a fjall call.
+    pub(crate) fn fjall(path: &Path) -> impl Fn(fjall::Error) -> Self {
+        let path = path.to_owned();
+        move |source| Self::Fjall { path: path.clone(), source: Box::new(source) }
     }
 }

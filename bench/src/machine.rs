@@ -17,6 +17,8 @@ use crate::workshop::Workshop;
 pub(crate) struct Machine {
     /// The day, UTC.
     pub(crate) date: String,
+    /// Of the working tree.
+    pub(crate) commit: String,
     /// Processors, memory, kernel.
     pub(crate) hardware: String,
     /// Bytes per second that the disk takes durably.
@@ -43,6 +45,7 @@ impl Machine {
         ));
         Ok(Self {
             date: workshop.clock.now().strftime("%Y-%m-%d %H:%M UTC").to_string(),
+            commit: commit(workshop),
             hardware: hardware()?,
             synced_rate: synced_rate(workshop)?,
             versions,
@@ -61,6 +64,13 @@ impl Machine {
         self.loads.push(("end", load()?));
         Ok(())
     }
+}
+
+/// What is measured is built from it, or the table says the wrong thing.
+fn commit(workshop: &Workshop) -> String {
+    let mut git = Command::new("git");
+    git.arg("-C").arg(workshop.bench()).args(["describe", "--always", "--dirty", "--exclude", "*"]);
+    call(&mut git).map_or_else(|_| "unknown".to_owned(), |said| said.trim().to_owned())
 }
 
 /// Uses most of the memory that is free, once. A virtual machine gets it page by page on first touch, which would be counted as

@@ -16,6 +16,7 @@ mod comparison;
 mod data;
 mod disk_rate;
 mod error;
+mod fjall_data;
 mod machine;
 mod measurement;
 mod memory;

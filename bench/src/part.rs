@@ -13,6 +13,8 @@ pub(crate) enum Part {
     Incompressible,
     /// SQLite, 500 MB
     Sqlite,
+    /// fjall, 500 MB
+    Fjall,
     /// RocksDB, 10 000 small tables
     Tables,
     /// Peak memory at 1 GiB and, with --full, at 8 GiB
@@ -29,6 +31,7 @@ impl Part {
             Self::Half => "RocksDB, half-compressible",
             Self::Incompressible => "RocksDB, incompressible",
             Self::Sqlite => "SQLite",
+            Self::Fjall => "fjall",
             Self::Tables => "RocksDB, small tables",
             Self::Memory => "peak memory",
             Self::Index => "files, beside 10⁷ chunks",

@@ -54,8 +54,9 @@ fn with_remarks(text: &str, old: &str) -> String {
 fn head(workshop: &Workshop, machine: &Machine, results: &Results) -> String {
     let mut lines = vec![
         format!(
-            "{}. {}; the disk takes {:.0} MB/s durably.",
+            "{}, commit {}. {}; the disk takes {:.0} MB/s durably.",
             machine.date,
+            machine.commit,
             machine.hardware,
             machine.synced_rate / 1e6
         ),

@@ -7,6 +7,8 @@ use std::path::{Path, PathBuf};
 pub(crate) enum Source {
     /// The directory of a RocksDB.
     RocksDb(PathBuf),
+    /// The directory of a fjall database.
+    Fjall(PathBuf),
     /// The file of a SQLite database.
     Sqlite(PathBuf),
     /// A directory of any files.
@@ -17,7 +19,7 @@ impl Source {
     /// The directory or file.
     pub(crate) fn path(&self) -> &Path {
         match self {
-            Self::RocksDb(path) | Self::Sqlite(path) | Self::Files(path) => path,
+            Self::RocksDb(path) | Self::Fjall(path) | Self::Sqlite(path) | Self::Files(path) => path,
         }
     }
 
@@ -25,6 +27,7 @@ impl Source {
     pub(crate) fn url(&self) -> String {
         let engine = match self {
             Self::RocksDb(_) => "rocksdb",
+            Self::Fjall(_) => "fjall",
             Self::Sqlite(_) => "sqlite",
             Self::Files(_) => "files",
         };

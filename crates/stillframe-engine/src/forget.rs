@@ -108,6 +108,11 @@ pub async fn plan_forget(
 /// Backups with the same key are one history.
 type History<'a> = (&'a str, Option<&'a str>, Option<&'a str>, Vec<&'a str>);
 
+/// Whether two backups are of one history: of one machine (node, shard) and the same sources.
+pub fn are_of_one_history(one: &Manifest, other: &Manifest) -> bool {
+    history(one) == history(other)
+}
+
 fn history(manifest: &Manifest) -> History<'_> {
     let draft = &manifest.draft;
     let mut sources: Vec<&str> = draft.sources.iter().map(|source| source.url.as_str()).collect();

@@ -15,6 +15,7 @@ use stillframe_repo::{
 use stillframe_storage::object_store::memory::InMemory;
 use stillframe_storage::object_store::path::Path;
 use stillframe_storage::object_store::{ObjectStore, ObjectStoreExt};
+use support::fault_store::{FaultStore, Moment, Which};
 use support::{Files, clock, files, init, open, read, write};
 use tokio_util::sync::CancellationToken;
 
@@ -199,4 +200,51 @@ async fn a_pack_that_cannot_tell_what_is_in_it_is_read_by_what_the_old_index_sai
     let report = fresh.check(&CheckOptions::new(ReadData::Nothing)).await.unwrap();
     assert!(report.findings.iter().all(|found| !found.finding.is_loss), "{report:?}");
     assert_eq!(report.findings[0].finding.object, pack.as_ref());
+}
+
+/// Whatever request fails, before or after it had its effect: nothing more is lost, nothing looks whole that is not, and the next run does it.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_repair_that_fails_anywhere_harms_nothing_and_is_done_by_the_next() {
+    for moment in [Moment::BeforeTheEffect, Moment::AfterTheEffect] {
+        for number in 0.. {
+            let scene = scene().await;
+            let pack = objects(&scene.store, "packs").await.remove(1);
+            scene.store.delete(&pack).await.unwrap();
+            let store = FaultStore::new(scene.store.clone());
+            let cache = tempfile::tempdir().unwrap();
+            let repository = open(store.clone(), cache.path()).await;
+            let Some(expected) = readable(&repository, scene.id).await.filter(|files| files.len() < 12)
+            else {
+                continue;
+            };
+            store.fail(Which::Only(number), moment);
+            let failed = match repository.repair_index(&CancellationToken::new()).await {
+                Ok(_) => repository.repair_backup(scene.id, &options(false)).await.map(drop),
+                Err(error) => Err(error),
+            };
+            let requests = store.requests();
+            store.heal();
+            // What there is of backups is whole, but for the damaged one.
+            let backups = repository.backups().await.unwrap();
+            assert!(backups.unreadable.is_empty());
+            for manifest in backups.readable.iter().filter(|manifest| manifest.id != scene.id) {
+                assert_eq!(read(&repository, manifest.id).await.unwrap(), expected, "{moment:?} {number}");
+            }
+            assert_eq!(readable(&repository, scene.id).await.unwrap(), expected, "{moment:?} {number}");
+            repository.repair_index(&CancellationToken::new()).await.unwrap();
+            let repaired =
+                repository.repair_backup(scene.id, &options(false)).await.unwrap().repaired.unwrap();
+            assert_eq!(read(&repository, repaired).await.unwrap(), expected, "{moment:?} {number}");
+            assert_eq!(repository.info().await.unwrap().unfinished, 0, "{moment:?} {number}");
+            let elsewhere = tempfile::tempdir().unwrap();
+            let fresh = open(scene.store.clone(), elsewhere.path()).await;
+            let report = fresh.check(&CheckOptions::new(ReadData::All)).await.unwrap();
+            assert!(report.findings.iter().all(|found| found.backup == Some(scene.id)), "{report:?}");
+            if requests <= number {
+                failed.unwrap();
+                assert!(number > 20, "so few requests: {number}");
+                break;
+            }
+        }
+    }
 }

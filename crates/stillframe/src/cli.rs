@@ -13,7 +13,7 @@ use stillframe_repo::ManifestDraft;
 mod upkeep;
 
 use crate::sizes::{Reserve, Size};
-pub use upkeep::{Check, Forget, Pin, Prune, RepairCommand, RepairSnapshots, Unpin};
+pub use upkeep::{Check, Forget, Pin, Prune, RepairCommand, RepairSnapshots, RetentionArgs, Unpin};
 
 /// Hot backup of live databases (RocksDB, LevelDB, fjall, SQLite), encrypted, verified, without chains.
 #[derive(Debug, Parser)]
@@ -40,6 +40,9 @@ pub struct Cli {
     /// Say nothing but what was asked for, warnings and errors
     #[arg(short, long, global = true)]
     pub quiet: bool,
+    /// What is not given is as this file says [default: $STILLFRAME_CONFIG, ~/.config/stillframe/stillframe.toml or /etc/stillframe/stillframe.toml]
+    #[arg(long, global = true, value_name = "FILE")]
+    pub config: Option<PathBuf>,
     /// What to do.
     #[command(subcommand)]
     pub command: Command,
@@ -299,7 +302,22 @@ pub struct Backup {
     #[command(flatten)]
     pub capture: CaptureArgs,
     #[command(flatten)]
+    pub after: After,
+    #[command(flatten)]
     pub hooks: Hooks,
+}
+
+/// What becomes of earlier backups when a new one is there.
+#[derive(Debug, Args)]
+#[command(
+    next_help_heading = "After it, earlier backups of the same machine and sources are forgotten that no rule keeps"
+)]
+pub struct After {
+    #[command(flatten)]
+    pub retention: RetentionArgs,
+    /// Then give their room back
+    #[arg(long)]
+    pub prune: bool,
 }
 
 /// Which backups are meant.

@@ -5,6 +5,7 @@
 
 mod cli;
 mod commands;
+mod config;
 mod console;
 mod demo;
 mod failure;
@@ -17,7 +18,9 @@ mod repository;
 mod session;
 mod sizes;
 
+use std::ffi::OsString;
 use std::io::Write;
+use std::path::Path;
 use std::process::ExitCode;
 use std::sync::Arc;
 
@@ -25,13 +28,13 @@ use crate::cli::{Cli, Command};
 use crate::console::say;
 use crate::failure::{Failure, Kind, exit_code};
 use crate::session::Session;
-use clap::Parser;
 use clap::error::ErrorKind;
 
 fn main() -> ExitCode {
-    let cli = match Cli::try_parse() {
+    let words: Vec<OsString> = std::env::args_os().collect();
+    let cli = match config::parse(&words) {
         Ok(cli) => cli,
-        Err(error) => return refuse(&error),
+        Err((error, config)) => return refuse(&error, config.as_deref()),
     };
     let session = Arc::new(Session::new(cli.json, cli.quiet));
     log_layer::start(&session.console);
@@ -61,7 +64,7 @@ fn main() -> ExitCode {
 }
 
 /// Help and version are what was asked for; everything else is a mistake, which machines are told of, too.
-fn refuse(error: &clap::Error) -> ExitCode {
+fn refuse(error: &clap::Error, config: Option<&Path>) -> ExitCode {
     if error.use_stderr() && std::env::args_os().any(|word| word == "--json") {
         let message = error.render().to_string();
         let object =
@@ -72,6 +75,9 @@ fn refuse(error: &clap::Error) -> ExitCode {
     let _ = error.print();
     if error.kind() == ErrorKind::MissingRequiredArgument && error.to_string().contains("--repo") {
         say("  tip: the repository is given with -r, or once for all in STILLFRAME_REPO");
+    }
+    if let Some(config) = config.filter(|_| error.use_stderr()) {
+        say(&format!("  note: what was not given is as {} says", config.display()));
     }
     if error.use_stderr() { ExitCode::from(exit_code(Kind::Usage)) } else { ExitCode::SUCCESS }
 }

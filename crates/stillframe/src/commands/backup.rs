@@ -1,5 +1,6 @@
 //! `backup`.
 
+use std::cell::OnceCell;
 use std::collections::BTreeSet;
 use std::ffi::OsString;
 use std::path::{Component, Path};
@@ -7,12 +8,15 @@ use std::sync::Arc;
 
 use serde_json::json;
 use stillframe_capture::{Source, Weakening};
-use stillframe_engine::NamedSource;
 use stillframe_engine::create::{CreateOptions, CreateOutcome, CreatePlan, Origin, create, plan};
+use stillframe_engine::forget::{Selection, are_of_one_history, plan_forget};
+use stillframe_engine::{NamedSource, Retention};
 use stillframe_jobs::{CpuShare, Pace, Phase};
+use stillframe_repo::{BackupId, Manifest, Repository};
 use stillframe_storage::{BandwidthLimit, path_text};
 
 use crate::cli::Backup;
+use crate::commands::forget::{Todo, carry_out};
 use crate::commands::parse_source;
 use crate::failure::{Failure, Kind};
 use crate::place;
@@ -32,6 +36,12 @@ pub async fn run(session: &Session, args: &Backup) -> Result<(), Failure> {
     let subject = format!("{} to {to}", urls.join(" "));
     let options = options_of(args, sources, origin(session));
     let share = share_of(args);
+    let retention = Retention::from(&args.after.retention);
+    if args.after.prune && retention.is_none() {
+        let message =
+            "--prune: nothing is forgotten without a rule (--keep-daily 7, …), and so nothing can be pruned";
+        return Err(Failure::new(Kind::Usage, message));
+    }
     if args.dry_run {
         let plan = session
             .run_job(kind, &subject, &[Phase::Capturing], share, async |job, surroundings| {
@@ -44,10 +54,15 @@ pub async fn run(session: &Session, args: &Backup) -> Result<(), Failure> {
         return Ok(());
     }
     let began = session.clock.monotonic();
+    let opened = OnceCell::new();
     let phases = [Phase::Capturing, Phase::Transferring, Phase::Sealing];
     let outcome = session
         .run_job(kind, &subject, &phases, share, async |job, surroundings| {
-            let outcome = create(repo.open(), &options, job, surroundings).await?;
+            let opening = async {
+                let repo = repo.open().await?;
+                Ok::<_, Failure>(opened.get_or_init(|| repo).clone())
+            };
+            let outcome = create(opening, &options, job, surroundings).await?;
             let object = outcome_object(&options.sources, &outcome);
             Ok((outcome, object))
         })
@@ -67,7 +82,29 @@ pub async fn run(session: &Session, args: &Backup) -> Result<(), Failure> {
         bytes(statistics.bytes_stored),
     ));
     session.console.object("backup", outcome_object(&options.sources, &outcome));
-    Ok(())
+    match opened.get() {
+        Some(repo) if !retention.is_none() => {
+            let_go(session, repo, outcome.id, retention, &to, args.after.prune).await
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Of the history that the backup belongs to, what no rule keeps.
+async fn let_go(
+    session: &Session,
+    repo: &Repository,
+    backup: BackupId,
+    retention: Retention,
+    place: &str,
+    prune: bool,
+) -> Result<(), Failure> {
+    let made = repo.manifest(backup).await?;
+    let wanted = |manifest: &Manifest| are_of_one_history(manifest, &made);
+    let selection = Selection::Policy { wanted: &wanted, retention };
+    let plan = plan_forget(repo, &selection, session.clock.now()).await?;
+    let subject = format!("those before {backup} of {place}");
+    carry_out(session, repo, place, &subject, &plan, Todo { dry_run: false, prune }).await
 }
 
 /// All that can be found wrong before there is anything to do.

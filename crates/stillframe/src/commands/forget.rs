@@ -24,11 +24,33 @@ pub async fn run(session: &Session, args: &Forget) -> Result<(), Failure> {
     let subject = format!("{} of {place}", words(args, &labels));
     let prepared = prepare(session, args, &labels, retention).await;
     let Prepared { repo, plan, _uploads } = session.recorded("forget", &subject, prepared)?;
-    tell(session, &plan);
+    let todo = Todo { dry_run: args.dry_run, prune: args.prune };
+    carry_out(session, &repo, &place, &subject, &plan, todo).await
+}
+
+/// What is to be done about a plan.
+#[derive(Debug, Clone, Copy)]
+pub struct Todo {
+    /// Only tell it.
+    pub dry_run: bool,
+    /// Give the room back.
+    pub prune: bool,
+}
+
+/// Tells the plan, and does what it says.
+pub async fn carry_out(
+    session: &Session,
+    repo: &Repository,
+    place: &str,
+    subject: &str,
+    plan: &ForgetPlan,
+    todo: Todo,
+) -> Result<(), Failure> {
+    tell(session, plan);
     let going = plan.going().count() as u64;
     let staying = plan.decisions.len() as u64 - going;
     let mut forgotten: Vec<BackupId> = plan.going().collect();
-    if args.dry_run {
+    if todo.dry_run {
         session.console.line(format!(
             "{} would be forgotten, {} would stay; nothing was changed",
             count(going, "backup"),
@@ -36,15 +58,15 @@ pub async fn run(session: &Session, args: &Forget) -> Result<(), Failure> {
         ));
     } else if going > 0 {
         let outcome = session
-            .run_job("forget", &subject, &[Phase::Transferring], full_share(), async |job, surroundings| {
-                let outcome = forget(&repo, &plan, job, surroundings).await?;
+            .run_job("forget", subject, &[Phase::Transferring], full_share(), async |job, surroundings| {
+                let outcome = forget(repo, plan, job, surroundings).await?;
                 let object = json!({ "forgotten": outcome.forgotten.len(), "kept": staying });
                 Ok((outcome, object))
             })
             .await?;
         forgotten = outcome.forgotten;
         let stay = staying + outcome.spared.len() as u64;
-        let next = if args.prune { "" } else { "; `stillframe prune` gives their room back" };
+        let next = if todo.prune { "" } else { "; `stillframe prune` gives their room back" };
         session
             .console
             .line(format!("{} forgotten, {stay} kept{next}", count(forgotten.len() as u64, "backup")));
@@ -54,15 +76,15 @@ pub async fn run(session: &Session, args: &Forget) -> Result<(), Failure> {
     let ids: Vec<String> = forgotten.iter().map(ToString::to_string).collect();
     session.console.object(
         "forgotten",
-        json!({ "ids": ids, "kept": plan.decisions.len() - ids.len(), "dry_run": args.dry_run }),
+        json!({ "ids": ids, "kept": plan.decisions.len() - ids.len(), "dry_run": todo.dry_run }),
     );
     for (id, error) in &plan.unreadable {
         session.console.warn(format!(
             "backup {id} cannot be read, so no policy takes it: {error}; if it is to go, name it by its id"
         ));
     }
-    if args.prune && !args.dry_run {
-        prune_now(session, &repo, &place, &PruneOptions::default()).await?;
+    if todo.prune && !todo.dry_run {
+        prune_now(session, repo, place, &PruneOptions::default()).await?;
     }
     Ok(())
 }

@@ -38,6 +38,7 @@ impl Scene {
             .current_dir(self.dir.path())
             .env("STILLFRAME_STATE_DIR", self.path("state"))
             .env("STILLFRAME_CACHE_DIR", self.path("cache"))
+            .env("STILLFRAME_CONFIG", "")
             .env("STILLFRAME_REPO", self.path("repo"))
             .env("STILLFRAME_PASSPHRASE", "one");
         command
