@@ -10,7 +10,9 @@ use std::path::{Path, PathBuf};
 use rustix::fs::{Mode, OFlags};
 use stillframe_capture::{CaptureError, Engine, SNAPSHOT_FILE, Snapshot, rewrite_wal_dir};
 use stillframe_jobs::{Job, Phase, Progress};
-use stillframe_repo::{BackupId, FileEntry, FileKind, Manifest, Repository, SourceForm, SourceManifest};
+use stillframe_repo::{
+    BackupId, FileEntry, FileKind, Manifest, Repository, RestoredBackup, SourceForm, SourceManifest,
+};
 use stillframe_storage::{
     Attributes, PublishError, RelativePath, StagingDir, disk_space, failpoint, lies_within,
     make_private_dirs, sweep_leftovers, sync_filesystem,
@@ -101,7 +103,8 @@ pub async fn restore(
     let alone = placed.len() == 1;
     let into = Restoring { repo, staging: staging.path(), target: &target };
     let restoring = restore_placed(&into, &placed, job, surroundings);
-    let outcome = repo.while_restoring(backup, &options.host, &surroundings.clock, restoring).await?;
+    let in_use = RestoredBackup::new(backup, &options.host, &surroundings.clock);
+    let outcome = repo.while_restoring(in_use, restoring).await?;
     job.enter(Phase::Sealing)?;
     let sealed = tokio::task::spawn_blocking(move || -> Result<(), EngineError> {
         if !alone {

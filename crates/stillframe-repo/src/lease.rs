@@ -59,6 +59,26 @@ impl Lease {
     }
 }
 
+/// A backup that is being restored.
+#[derive(Debug, Clone, Copy)]
+pub struct RestoredBackup<'a> {
+    /// Which.
+    pub backup: BackupId,
+    /// On which machine.
+    pub host: &'a str,
+    /// By whose clock.
+    pub clock: &'a Arc<dyn Clock>,
+    /// How often that is said, and after how long for the first time.
+    pub every: Duration,
+}
+
+impl<'a> RestoredBackup<'a> {
+    /// Each half minute.
+    pub fn new(backup: BackupId, host: &'a str, clock: &'a Arc<dyn Clock>) -> Self {
+        Self { backup, host, clock, every: EVERY }
+    }
+}
+
 /// Renews a lease until it is dropped or ended. Work that ends soon has none.
 #[derive(Debug)]
 pub(crate) struct LeaseKeeper {
@@ -134,23 +154,18 @@ impl Repository {
     }
 
     /// Says, if `work` takes long, that this backup is being restored, so that nobody forgets it meanwhile without a word.
-    pub async fn while_restoring<T>(
-        &self,
-        backup: BackupId,
-        host: &str,
-        clock: &Arc<dyn Clock>,
-        work: impl Future<Output = T>,
-    ) -> T {
-        let (since, host) = (clock.now(), host.to_owned());
+    pub async fn while_restoring<T>(&self, restored: RestoredBackup<'_>, work: impl Future<Output = T>) -> T {
+        let RestoredBackup { backup, host, clock, every } = restored;
+        let since = clock.now();
         let lease = Lease {
             what: LeaseKind::Restore,
             since,
             renewed: since,
-            host,
+            host: host.to_owned(),
             packs: Vec::new(),
             backup: Some(backup),
         };
-        let keeper = LeaseKeeper::start(self, Arc::clone(clock), EVERY, lease, Vec::new);
+        let keeper = LeaseKeeper::start(self, Arc::clone(clock), every, lease, Vec::new);
         let done = work.await;
         keeper.end().await;
         done

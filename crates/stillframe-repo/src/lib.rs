@@ -100,7 +100,7 @@ pub use index_compaction::IndexRepair;
 pub use key_object::{Passphrase, PassphraseCost};
 pub use keys::{KeyInfo, KeyRotation, RotateOptions};
 pub use layout::{CONFIG_OBJECT, top_level_names};
-pub use lease::{Lease, LeaseKind};
+pub use lease::{Lease, LeaseKind, RestoredBackup};
 pub use local_dirs::LocalDirs;
 pub use manifest::{MANIFEST_FORMAT, Manifest, ManifestDraft, SourceForm, SourceManifest, Statistics};
 pub use object_check::{ObjectFinding, ObjectReport, check_objects};

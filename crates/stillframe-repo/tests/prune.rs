@@ -11,7 +11,8 @@ use std::time::Duration;
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 use stillframe_repo::{
-    BackupId, Error, PruneEvent, PruneOptions, PruneOutcome, Repository, WriteOptions, WriteSession,
+    BackupId, Error, PruneEvent, PruneOptions, PruneOutcome, Repository, RestoredBackup, WriteOptions,
+    WriteSession,
 };
 use stillframe_storage::Clock;
 use stillframe_storage::object_store::memory::InMemory;
@@ -116,6 +117,67 @@ async fn packs_of_a_backup_that_is_being_written_are_left_alone_while_it_says_so
         assert_eq!(written.rounds == 1, says_so);
         assert_eq!(read(&sweeper, written.manifest.id).await.unwrap(), content);
         assert!(paths(&*scene.inner, "leases").await.is_empty(), "it is over");
+    }
+}
+
+/// By whichever clock: a word that was not renewed for long is nobody's, and goes after a day.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_lease_that_nobody_renews_is_disregarded_and_then_removed() {
+    let scene = Scene::new().await;
+    let id = write(&scene.repository, "first", &files(1, 3, 3000)).await.unwrap().manifest.id;
+    let clock: Arc<dyn Clock> = clock();
+    let restored =
+        RestoredBackup { every: Duration::from_millis(1), ..RestoredBackup::new(id, "reader", &clock) };
+    let (path, left) = scene
+        .repository
+        .while_restoring(restored, async {
+            loop {
+                if let [path] = paths(&*scene.inner, "leases").await.as_slice() {
+                    let stored = scene.inner.get(&path.as_str().into()).await.unwrap().bytes().await.unwrap();
+                    break (path.clone(), stored);
+                }
+                tokio::time::sleep(Duration::from_millis(1)).await;
+            }
+        })
+        .await;
+    assert!(paths(&*scene.inner, "leases").await.is_empty(), "it is over");
+    // Who is killed leaves it.
+    scene.inner.put(&path.as_str().into(), left.into()).await.unwrap();
+    let now = clock.now();
+    let leases = async |minutes: i64| {
+        let at = now + jiff::SignedDuration::from_mins(minutes);
+        scene
+            .repository
+            .leases(at)
+            .await
+            .unwrap()
+            .into_iter()
+            .map(|lease| (lease.backup, lease.host))
+            .collect::<Vec<_>>()
+    };
+    for (minutes, is_valid) in [(0, true), (14, true), (16, false), (-14, true), (-16, false)] {
+        let expected = if is_valid { vec![(Some(id), "reader".to_owned())] } else { vec![] };
+        assert_eq!(leases(minutes).await, expected, "{minutes}");
+    }
+    for (hours, stays) in [(0, true), (23, true), (-23, true), (25, false)] {
+        let at = now + jiff::SignedDuration::from_hours(hours);
+        let options = PruneOptions { clock: Arc::new(Stopped(at)), ..quick() };
+        scene.repository.prune(&options).await.unwrap();
+        assert_eq!(paths(&*scene.inner, "leases").await.len(), usize::from(stays), "{hours}");
+    }
+}
+
+/// It stands still.
+#[derive(Debug)]
+struct Stopped(jiff::Timestamp);
+
+impl Clock for Stopped {
+    fn now(&self) -> jiff::Timestamp {
+        self.0
+    }
+
+    fn monotonic(&self) -> Duration {
+        Duration::ZERO
     }
 }
 

@@ -64,6 +64,16 @@ async fn readable(repository: &Repository, id: BackupId) -> Option<Files> {
     Some(whole)
 }
 
+/// What is left of a backup. Who reads a list from its beginning to where it is lost sees less than a repair, which goes on behind that.
+fn assert_left(left: &Files, readable: &Files, all: &Files, repair: &BackupRepair) {
+    assert_eq!(left.len() as u64, repair.files);
+    if repair.lost.iter().all(|lost| lost.file.is_some()) {
+        assert_eq!(left, readable);
+    }
+    assert!(readable.keys().all(|path| left.contains_key(path)));
+    assert!(left.iter().all(|(path, bytes)| all[path] == *bytes));
+}
+
 fn lost(repair: &BackupRepair) -> BTreeSet<String> {
     repair.lost.iter().filter_map(|lost| lost.file.clone()).collect()
 }
@@ -99,7 +109,7 @@ async fn of_a_damaged_backup_all_that_is_left_becomes_a_whole_one_and_the_rest_i
                 continue;
             };
             let new = repair.repaired.unwrap();
-            assert_eq!(read(&repository, new).await.unwrap(), expected, "{how} {pack}");
+            assert_left(&read(&repository, new).await.unwrap(), &expected, &scene.content, &repair);
             let report = repository.verify(new, &VerifyOptions::new(VerifyLevel::Decrypt)).await.unwrap();
             // The pack that lost one chunk has others that are whole.
             assert!(report.findings.iter().all(|found| !found.is_loss), "{report:?}");
@@ -116,10 +126,7 @@ async fn of_a_damaged_backup_all_that_is_left_becomes_a_whole_one_and_the_rest_i
             assert_eq!((manifest.draft.name, original.draft.name), (Some("a".into()), Some("a".into())));
             assert!(manifest.created > original.created);
             assert!(manifest.created.duration_since(original.created).as_millis() < 1);
-            assert_eq!(
-                (repair.files, manifest.draft.sources[0].file_count),
-                (expected.len() as u64, repair.files)
-            );
+            assert_eq!(manifest.draft.sources[0].file_count, repair.files);
             repaired_any += 1;
             // Once is enough.
             let again = repository.repair_backup(new, &options(false)).await.unwrap();
@@ -228,13 +235,14 @@ async fn a_repair_that_fails_anywhere_harms_nothing_and_is_done_by_the_next() {
             let backups = repository.backups().await.unwrap();
             assert!(backups.unreadable.is_empty());
             for manifest in backups.readable.iter().filter(|manifest| manifest.id != scene.id) {
-                assert_eq!(read(&repository, manifest.id).await.unwrap(), expected, "{moment:?} {number}");
+                let left = read(&repository, manifest.id).await.unwrap();
+                assert!(expected.keys().all(|path| left[path] == expected[path]), "{moment:?} {number}");
             }
             assert_eq!(readable(&repository, scene.id).await.unwrap(), expected, "{moment:?} {number}");
             repository.repair_index(&CancellationToken::new()).await.unwrap();
-            let repaired =
-                repository.repair_backup(scene.id, &options(false)).await.unwrap().repaired.unwrap();
-            assert_eq!(read(&repository, repaired).await.unwrap(), expected, "{moment:?} {number}");
+            let repair = repository.repair_backup(scene.id, &options(false)).await.unwrap();
+            let left = read(&repository, repair.repaired.unwrap()).await.unwrap();
+            assert_left(&left, &expected, &scene.content, &repair);
             assert_eq!(repository.info().await.unwrap().unfinished, 0, "{moment:?} {number}");
             let elsewhere = tempfile::tempdir().unwrap();
             let fresh = open(scene.store.clone(), elsewhere.path()).await;

@@ -1,12 +1,12 @@
-"""kill -9 between any two durable steps of whatever deletes: forget, prune, and keys that come and go. Nothing that is listed is lost, and the
-same command brings it to its end."""
+"""kill -9 between any two durable steps of whatever deletes or mends: forget, prune, repair, and keys that come and go. Nothing that is listed is
+lost, and the same command brings it to its end."""
 
 import random
 import shutil
 
 from inventory import demand_no_leftovers, digest
 from parts.kills import chosen
-from program import KILLED
+from program import DAMAGED, KILLED
 from report import Failed
 
 FILES, CHANGED, LENGTH, BACKUPS, KEPT = 40, 16, 60_000, 4, 2
@@ -21,9 +21,12 @@ def run(trial):
             ("key rotate", [], ["key", "rotate", "--remove-others"]),
             ("key remove", [], ["key", "remove", scene.second_key]),
             ("pin", [], ["pin", "latest", "--why", "audit"]),
+            ("repair index", [], ["repair", "index"]),
         ):
             if trial.wants(name):
                 each_step(trial, scene, name, prepare, words)
+        if trial.wants("repair snapshots"):
+            repair_snapshots(trial, scene)
     finally:
         trial.workplace.remove(scene.root)
 
@@ -115,6 +118,60 @@ def each_step(trial, scene, name, prepare, words):
                 raise Failed(f"{bytes_now} bytes are stored, {stored} after a run that was not disturbed")
             for backup in left[-KEPT:]:
                 scene.plain.run("verify", backup, "-r", repo)
+            demand_no_leftovers(repo.parent)
+            shutil.rmtree(repo.parent)
+
+
+def repair_snapshots(trial, scene):
+    """The newest backup lost a file. What is left of it becomes a backup, or it stays as it is: never both gone, never one that is not whole."""
+    name, words = "repair snapshots", ["repair", "snapshots", "--forget"]
+    log = trial.workplace.root / "failpoints.log"
+
+    def damaged():
+        repo = scene.copy([])
+        packs = sorted((repo / "packs").glob("*/*"), key=lambda pack: pack.stat().st_mtime_ns)
+        # The first chunk of the newest pack is of a file that changed before the newest backup; lists come behind.
+        with open(packs[-1], "r+b") as pack:
+            pack.seek(200)
+            byte = pack.read(1)[0]
+            pack.seek(200)
+            pack.write(bytes([byte ^ 1]))
+        scene.plain.run("check", "--read-data", "-r", repo, expect=DAMAGED)
+        return repo
+
+    def repaired(repo):
+        """What the backups that are not of before restore to."""
+        new = [backup["id"] for backup in scene.plain.backups(repo) if backup["id"] not in scene.ids]
+        return {backup: scene.digest_of(repo, backup) for backup in new}
+
+    steps, left = [], None
+    with trial.report.check(f"{name}: steps are counted") as line:
+        log.unlink(missing_ok=True)
+        repo = damaged()
+        trial.program("failpoints", STILLFRAME_FAILPOINT_LOG=str(log)).run(*words, "-r", repo)
+        steps = [entry.split(" ", 1)[1] for entry in log.read_text().splitlines()]
+        ids = [backup["id"] for backup in scene.plain.backups(repo)]
+        (left,) = repaired(repo).values()
+        if ids[:-1] != scene.ids[:-1] or left == scene.digests[scene.ids[-1]]:
+            raise Failed(f"{ids} are left")
+        shutil.rmtree(repo.parent)
+        line.say(steps=len(steps))
+    for number in chosen(trial, name, steps):
+        with trial.report.check(f"{name} is killed at {number} of {len(steps)}, {steps[number - 1]}"):
+            repo = damaged()
+            trial.program("failpoints", STILLFRAME_KILL_AT=str(number)).run(*words, "-r", repo, expect=(KILLED, 0))
+            for _ in range(2):
+                ids = [backup["id"] for backup in scene.plain.backups(repo)]
+                for backup in scene.ids[:-1]:
+                    if scene.digest_of(repo, backup) != scene.digests[backup]:
+                        raise Failed(f"{backup} restores to something else")
+                found = repaired(repo)
+                if any(digest != left for digest in found.values()) or not (found or scene.ids[-1] in ids):
+                    raise Failed(f"{found}, listed are {ids}")
+                scene.plain.run(*words, "-r", repo)
+            if scene.ids[-1] in ids or not found:
+                raise Failed(f"after a second run {ids} are left")
+            scene.plain.run("check", "-r", repo)
             demand_no_leftovers(repo.parent)
             shutil.rmtree(repo.parent)
 

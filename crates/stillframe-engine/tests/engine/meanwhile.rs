@@ -7,8 +7,10 @@ use std::time::Duration;
 
 use futures::TryStreamExt;
 use stillframe_engine::create::create;
+use stillframe_engine::forget::{Selection, plan_forget};
 use stillframe_engine::verify::Level;
-use stillframe_engine::{EngineError, Event, Kind};
+use stillframe_engine::{EngineError, Event, Kind, Retention};
+use stillframe_repo::RestoredBackup;
 use stillframe_storage::object_store::path::Path as ObjectPath;
 use stillframe_storage::object_store::{ObjectStore, ObjectStoreExt, PutPayload};
 use stillframe_testkit::write_files;
@@ -93,6 +95,39 @@ fn tables(dir: &std::path::Path) -> Vec<PathBuf> {
     let entries = std::fs::read_dir(dir).unwrap().map(|entry| entry.unwrap().path());
     let below = entries.flat_map(|path| if path.is_dir() { tables(&path) } else { vec![path] });
     below.filter(|path| path.extension().is_some_and(|ending| ending == "sst")).collect()
+}
+
+/// Whoever restores for hours is not to find half of it gone.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_backup_that_is_being_restored_is_not_forgotten() {
+    let house = House::new().await;
+    let tree = house.data("tree");
+    write_files(&tree, 3, 1 << 10, 5, 1.0).unwrap();
+    let url = format!("files:{}", tree.display());
+    let first = house.back_up(&[&url]).await.unwrap().id;
+    house.back_up(&[&url]).await.unwrap();
+    let clock = Arc::clone(&house.surroundings.clock);
+    let restored =
+        RestoredBackup { every: Duration::from_millis(1), ..RestoredBackup::new(first, "reader", &clock) };
+    let work = async {
+        while house.repo.leases(clock.now()).await.unwrap().is_empty() {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+        let retention = Retention { last: 1, ..Retention::default() };
+        let policy = Selection::Policy { wanted: &|_| true, retention };
+        let plan = plan_forget(&house.repo, &policy, clock.now()).await.unwrap();
+        assert_eq!(plan.going().count(), 0);
+        assert!(
+            plan.decisions.iter().any(|decision| decision.kept == ["being restored on reader"]),
+            "{plan:?}"
+        );
+        let named = plan_forget(&house.repo, &Selection::Ids(&[first]), clock.now()).await.unwrap_err();
+        assert_eq!(named.kind(), Kind::Busy);
+        assert!(named.to_string().contains("being restored on reader since"), "{named}");
+    };
+    house.repo.while_restoring(restored, work).await;
+    let plan = plan_forget(&house.repo, &Selection::Ids(&[first]), clock.now()).await.unwrap();
+    assert_eq!(plan.going().count(), 1);
 }
 
 #[tokio::test(flavor = "multi_thread")]
