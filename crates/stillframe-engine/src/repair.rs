@@ -14,8 +14,10 @@ use crate::{EngineError, Event, Surroundings};
 pub struct RepairOptions {
     /// Only find out what is lost.
     pub dry_run: bool,
-    /// Forget the damaged ones: those of which a repaired one was written, and those of which nothing is left.
+    /// Forget the damaged ones of which a repaired one was written.
     pub forget: bool,
+    /// …and those of which nothing can be had. Only of backups that somebody named: packs may only be out of sight.
+    pub forget_lost: bool,
 }
 
 /// What came of one backup.
@@ -25,6 +27,8 @@ pub struct Repaired {
     pub backup: BackupId,
     /// What it lost, and what is left; or why nothing of it can be read.
     pub outcome: Result<BackupRepair, RepoError>,
+    /// Its seal was damaged, and was written anew (or would be).
+    pub is_resealed: bool,
     /// It was forgotten.
     pub is_forgotten: bool,
 }
@@ -63,28 +67,41 @@ pub async fn repair_backups(
         cancel: job.token().clone(),
         clock: Arc::clone(&surroundings.clock),
     };
+    let known = repo.backups().await?.readable;
     let mut all = Vec::new();
     for (done, backup) in backups.iter().copied().enumerate() {
         if job.token().is_cancelled() {
             return Err(EngineError::Cancelled);
         }
-        let outcome = match repo.repair_backup(backup, &repo_options).await {
-            Err(error @ RepoError::Damaged { .. }) => Err(error),
+        let is_resealed = repo.reseal(backup, options.dry_run).await?;
+        // Who was killed before the damaged one was forgotten has repaired it already.
+        let earlier = known.iter().find(|manifest| manifest.draft.repaired_from == Some(backup));
+        let how = RepoOptions { dry_run: options.dry_run || earlier.is_some(), ..repo_options.clone() };
+        let outcome = match repo.repair_backup(backup, &how).await {
+            Err(error @ (RepoError::Damaged { .. } | RepoError::NewerFormat { .. })) => Err(error),
             // Forgotten by somebody meanwhile.
             Err(RepoError::NotFound { .. }) => continue,
+            Err(error @ RepoError::GivenUp { .. }) => {
+                surroundings.warn(format!("backup {backup}: {error}"));
+                continue;
+            }
             outcome => Ok(outcome?),
         };
-        let mut repaired = Repaired { backup, outcome, is_forgotten: false };
+        let mut repaired = Repaired { backup, outcome, is_resealed, is_forgotten: false };
+        if let (Ok(repair), Some(earlier)) = (&mut repaired.outcome, earlier)
+            && !repair.lost.is_empty()
+            && earlier.draft.lost_files >= repair.lost.len() as u64
+        {
+            repair.repaired = Some(earlier.id);
+        }
         if let Ok(BackupRepair { repaired: Some(new), .. }) = &repaired.outcome
             && let Some(Some(pin)) = pins.get(&backup)
+            && !options.dry_run
         {
             // Whoever wanted to keep it wants to keep what is left.
             repo.pin(*new, pin).await?;
         }
-        let is_settled = repaired.outcome.as_ref().map_or(true, |repair| {
-            !repair.lost.is_empty() && (repair.repaired.is_some() || repair.files == 0)
-        });
-        if options.forget && !options.dry_run && is_settled {
+        if !options.dry_run && may_go(&repaired, options) {
             repaired.is_forgotten = forget(repo, backup, surroundings).await?;
         }
         all.push(repaired);
@@ -96,6 +113,17 @@ pub async fn repair_backups(
         surroundings.tell(Event::Progress(job.progress(&progress)));
     }
     Ok(all)
+}
+
+/// Only a format of later versions is nobody's to judge here.
+fn may_go(repaired: &Repaired, options: RepairOptions) -> bool {
+    match &repaired.outcome {
+        Err(error) => options.forget_lost && matches!(error, RepoError::Damaged { .. }),
+        Ok(repair) if repair.lost.is_empty() => false,
+        Ok(repair) if repair.has_more => false,
+        Ok(repair) if repair.repaired.is_some() => options.forget,
+        Ok(repair) => options.forget_lost && repair.files == 0,
+    }
 }
 
 async fn forget(

@@ -22,7 +22,7 @@ use crate::engine_of::engine_of;
 use crate::filling::{Filled, Filling, SetAttributes, apply, attributes};
 use crate::remark::{joined, remark};
 use crate::target::{make_parent, place_of};
-use crate::{EngineError, Event, Surroundings};
+use crate::{EngineError, Event, Kind, Surroundings};
 
 /// Mode of the directory that holds those of several sources.
 const SHARED_ROOT: u32 = 0o755;
@@ -104,7 +104,14 @@ pub async fn restore(
     let into = Restoring { repo, staging: staging.path(), target: &target };
     let restoring = restore_placed(&into, &placed, job, surroundings);
     let in_use = RestoredBackup::new(backup, &options.host, &surroundings.clock);
-    let outcome = repo.while_restoring(in_use, restoring).await?;
+    let outcome = match repo.while_restoring(in_use, restoring).await {
+        Err(error) if error.kind() == Kind::Damaged => {
+            // Forgotten and pruned since: that is no damage.
+            repo.manifest(backup).await?;
+            return Err(error);
+        }
+        outcome => outcome?,
+    };
     job.enter(Phase::Sealing)?;
     let sealed = tokio::task::spawn_blocking(move || -> Result<(), EngineError> {
         if !alone {

@@ -34,10 +34,13 @@ impl Retention {
         self.within.is_none() && counts.iter().all(|count| *count == 0)
     }
 
-    /// Why each of `backups`, which have the same sources, is kept; one that is not named is not. Any order.
+    /// Why each of `backups`, which have the same sources, is kept; one that is not named is not. Any order: what counts is the time of the
+    /// state that a backup shows. (The time of its making follows that of the one before, whatever clock that was made by.)
     pub(crate) fn keeps(&self, backups: &[&Manifest]) -> BTreeMap<BackupId, Vec<String>> {
-        let mut newest_first: Vec<(Zoned, BackupId)> =
-            backups.iter().map(|manifest| (manifest.created.to_zoned(TimeZone::UTC), manifest.id)).collect();
+        let mut newest_first: Vec<(Zoned, BackupId)> = backups
+            .iter()
+            .map(|manifest| (manifest.instant().to_zoned(TimeZone::UTC), manifest.id))
+            .collect();
         newest_first.sort_unstable_by(|a, b| b.cmp(a));
         let mut kept: BTreeMap<BackupId, Vec<String>> = BTreeMap::new();
         let mut keep = |id: BackupId, why: String| kept.entry(id).or_default().push(why);
@@ -79,7 +82,7 @@ impl Retention {
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
-    use stillframe_repo::ManifestDraft;
+    use stillframe_repo::{ManifestDraft, SourceManifest};
 
     use super::*;
     use crate::made_up::backup;
@@ -100,6 +103,24 @@ mod tests {
 
     fn times(kept: &[(String, Vec<String>)]) -> Vec<&str> {
         kept.iter().map(|(made, _)| made.as_str()).collect()
+    }
+
+    /// A clock that was a year ahead for one run dates all later backups right after that one.
+    #[test]
+    fn periods_are_those_of_the_state_that_a_backup_shows() {
+        let made: jiff::Timestamp = "2027-11-30T12:00:00Z".parse().unwrap();
+        let backups: Vec<Manifest> = (1..=3_u8)
+            .map(|day| {
+                let instant = format!("2026-11-0{day}T02:00:00Z").parse().unwrap();
+                let source = SourceManifest { instant, ..SourceManifest::new("db", "sqlite", "sqlite:/db") };
+                let draft = ManifestDraft { sources: vec![source], ..ManifestDraft::default() };
+                backup(day, made + jiff::SignedDuration::from_micros(day.into()), draft)
+            })
+            .collect();
+        let daily = Retention { daily: 2, ..Retention::default() };
+        let kept = daily.keeps(&backups.iter().collect::<Vec<_>>());
+        let reasons: Vec<String> = kept.into_values().flatten().collect();
+        assert_eq!(reasons, ["day 2026-11-02", "day 2026-11-03"]);
     }
 
     #[test]

@@ -315,6 +315,18 @@ impl<'a> Check<'a> {
         self.report.backups = existing.len() as u64;
         self.report.unfinished = unfinished.len() as u64;
         self.progress.steps_total += (existing.len() + unfinished.len()) as u64;
+        if !unfinished.is_empty() {
+            let ids: Vec<String> = unfinished.iter().map(ToString::to_string).collect();
+            self.report.remarks.push(format!(
+                "{} without a seal: of a backup that runs or was killed, or of one that lost its seal ({})",
+                if ids.len() == 1 {
+                    "a manifest is".to_owned()
+                } else {
+                    format!("{} manifests are", ids.len())
+                },
+                ids.join(", ")
+            ));
+        }
         for id in existing {
             self.check_cancelled()?;
             match self.repository.manifest(id).await {
@@ -324,7 +336,7 @@ impl<'a> Check<'a> {
                 }
                 // Forgotten since it was listed.
                 Err(Error::NotFound { .. }) => {}
-                Err(error @ Error::Damaged { .. }) => {
+                Err(error @ (Error::Damaged { .. } | Error::NewerFormat { .. })) => {
                     let finding = Finding::of(ObjectName::new(Kind::Manifest, id), &error);
                     self.report.add(Some(id), Finding { is_loss: true, ..finding });
                 }

@@ -8,7 +8,7 @@ use crate::claim::Claim;
 use crate::envelope::{HASH_LEN, seal_object};
 use crate::error::{Error, Result};
 use crate::layout::{Kind, ObjectName};
-use crate::{BackupId, Repository};
+use crate::{BackupId, Manifest, Repository};
 
 impl Repository {
     /// Takes away the seal and then the manifest, so that no sealed backup is ever without its manifest. Also what is not sealed. One that is gone already
@@ -37,6 +37,24 @@ impl Repository {
     pub(crate) async fn take_back(&self, id: BackupId) -> Result<()> {
         self.io().delete(ObjectName::new(Kind::Sealed, id)).await?;
         self.io().delete(ObjectName::new(Kind::Manifest, id)).await
+    }
+
+    /// Writes the seal anew of a backup whose manifest can be read and whose seal cannot, or seals another one. `false`: that is not what is
+    /// wrong with it. A manifest without any seal is not sealed: nobody said that it is a backup.
+    pub async fn reseal(&self, id: BackupId, dry_run: bool) -> Result<bool> {
+        let is_damaged =
+            matches!(self.manifest(id).await, Err(Error::Damaged { .. } | Error::NewerFormat { .. }));
+        if !is_damaged || !self.is_sealed(id).await? {
+            return Ok(false);
+        }
+        let bytes = self.io().get(ObjectName::new(Kind::Manifest, id)).await?;
+        if Manifest::decode(self.ring(), id, &bytes).is_err() {
+            return Ok(false);
+        }
+        if !dry_run {
+            self.seal_again(id).await?;
+        }
+        Ok(true)
     }
 
     /// The seal of a manifest that is there.

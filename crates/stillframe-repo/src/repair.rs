@@ -55,6 +55,9 @@ pub struct BackupRepair {
     pub files: u64,
     /// Their bytes.
     pub bytes: u64,
+    /// Of a source the description is lost, without which it cannot be restored, though files of it may be there: a reason to keep the
+    /// damaged one.
+    pub has_more: bool,
     /// The backup of what is left. `None`: there was nothing to do, or nothing is left, or it was only asked.
     pub repaired: Option<BackupId>,
 }
@@ -110,12 +113,13 @@ struct Outcome {
     files: u64,
     bytes: u64,
     is_nothing_left: bool,
+    has_more: bool,
 }
 
 impl Outcome {
     fn into_repair(self, backup: BackupId, repaired: Option<BackupId>) -> BackupRepair {
-        let Self { lost, omitted, files, bytes, .. } = self;
-        BackupRepair { backup, lost, lost_omitted: omitted, files, bytes, repaired }
+        let Self { lost, omitted, files, bytes, has_more, .. } = self;
+        BackupRepair { backup, lost, lost_omitted: omitted, files, bytes, has_more, repaired }
     }
 
     fn lose(&mut self, source: &SourceManifest, file: Option<String>, why: String) {
@@ -172,8 +176,9 @@ impl<'a> Salvage<'a> {
 
     async fn source(&mut self, source: &SourceManifest) -> Result<()> {
         if let Some(why) = self.loss_of(&[source.snapshot]).await? {
-            let why = format!("its description is lost, and so is all of it: {why}");
+            let why = format!("its description is lost, and without it none of it can be restored: {why}");
             self.outcome.lose(source, None, why);
+            self.outcome.has_more = true;
             return Ok(());
         }
         let session = self.session.clone();

@@ -71,7 +71,7 @@ pub enum Command {
     Show(Show),
     /// Check that a backup can be restored
     Verify(Verify),
-    /// Check the repository as a whole, and name what is wrong; change nothing
+    /// Check the repository as a whole, and name what is wrong
     Check(Check),
     /// Make the best of a damaged repository
     #[command(
@@ -162,6 +162,7 @@ impl Command {
         match self {
             Self::Backup(_)
             | Self::Verify(_)
+            | Self::Check(_)
             | Self::Repair(_)
             | Self::Forget(_)
             | Self::Prune(_)
@@ -172,7 +173,6 @@ impl Command {
             Self::Restore(_)
             | Self::Snapshots(_)
             | Self::Show(_)
-            | Self::Check(_)
             | Self::Image(_)
             | Self::Jobs(_)
             | Self::Demo
@@ -310,7 +310,7 @@ pub struct Backup {
 /// What becomes of earlier backups when a new one is there.
 #[derive(Debug, Args)]
 #[command(
-    next_help_heading = "After it, earlier backups of the same machine and sources are forgotten that no rule keeps"
+    next_help_heading = "After it, earlier backups of the same machine, sources and name are forgotten that no rule keeps"
 )]
 pub struct After {
     #[command(flatten)]

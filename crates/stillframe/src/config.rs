@@ -15,6 +15,40 @@ use crate::cli::Cli;
 
 /// Names the file; empty: there is none.
 const VARIABLE: &str = "STILLFRAME_CONFIG";
+/// What a section may hold: what is the same every time, and takes nothing away from what is typed.
+const IN_SECTIONS: [(&str, &[&str]); 4] = [
+    (
+        "backup",
+        &[
+            "sources",
+            "name",
+            "tag",
+            "fast",
+            "anew",
+            "limit-bandwidth",
+            "cpu-percent",
+            "staging",
+            "reserve",
+            "deadline",
+            "wal-dir",
+            "db-path",
+            "cf-path",
+            "sqlite-lock-timeout",
+            "sqlite-wal-cap",
+            "keep-last",
+            "keep-hourly",
+            "keep-daily",
+            "keep-weekly",
+            "keep-monthly",
+            "keep-yearly",
+            "keep-within",
+            "prune",
+        ],
+    ),
+    ("check", &["read-data-subset"]),
+    ("verify", &["level", "staging"]),
+    ("prune", &["limit-bandwidth"]),
+];
 /// Options that stand above all sections: they mean the same for every command that has them.
 const FOR_ALL: [&str; 4] = ["repo", "passphrase-file", "on-success", "on-failure"];
 
@@ -70,24 +104,14 @@ fn configured(mut command: Command, text: &str) -> Result<Command, String> {
         text.parse().map_err(|error: toml::de::Error| error.to_string().trim_end().to_owned())?;
     for (key, value) in table {
         if let Value::Table(options) = value {
-            let Some(section) = command.find_subcommand_mut(&key) else {
-                let known = command
-                    .get_subcommands()
-                    .filter(|command| !command.has_subcommands() && !command.is_hide_set());
-                return Err(unknown("command", &key, known.map(Command::get_name)));
+            let known = IN_SECTIONS.iter().find(|(name, _)| *name == key);
+            let (Some((_, allowed)), Some(section)) = (known, command.find_subcommand_mut(&key)) else {
+                return Err(unknown("section", &key, IN_SECTIONS.iter().map(|(name, _)| *name)));
             };
-            if section.has_subcommands() {
-                return Err(format!("[{key}]: commands with further commands have no section"));
-            }
             for (option, value) in options {
-                let id = id_of(section, &option).ok_or_else(|| {
-                    let known = section.get_arguments().filter(|arg| !arg.is_global_set());
-                    unknown(
-                        &format!("option of {key}"),
-                        &option,
-                        known.map(|arg| arg.get_long().unwrap_or(arg.get_id().as_str())),
-                    )
-                })?;
+                let id = id_of(section, &option).filter(|_| allowed.contains(&option.as_str()));
+                let id =
+                    id.ok_or_else(|| unknown(&format!("option of {key}"), &option, allowed.iter().copied()))?;
                 let changed = std::mem::take(section);
                 *section = with_default(changed, &id, &option, &value)?;
             }
@@ -197,16 +221,27 @@ mod tests {
     }
 
     #[test]
+    fn every_option_that_a_section_may_hold_is_one() {
+        let mut command = Cli::command();
+        for (name, options) in IN_SECTIONS {
+            let section = command.find_subcommand_mut(name).unwrap();
+            options.iter().for_each(|option| assert!(id_of(section, option).is_some(), "{name} {option}"));
+        }
+    }
+
+    #[test]
     fn what_means_nothing_is_an_error_that_says_what_would() {
         for (text, said) in [
             ("rpo = 1", "known: on-failure, on-success, passphrase-file, repo"),
-            ("[bakup]", "there is no command \"bakup\""),
+            ("[bakup]", "there is no section \"bakup\""),
             ("[backup]\nkeep-dayly = 7", "keep-daily"),
             ("[backup]\nfast = \"yes\"", "fast: true or false"),
             ("[backup]\nname = true", "name: a text or a number"),
             ("[backup]\nsources = 7", ""),
             ("[backup]\ntag = [1]", "tag: a list of texts"),
             ("[key]\nlabel = \"x\"", "no section"),
+            ("[backup]\ndry-run = true", "no option of backup"),
+            ("[forget]\nkeep-daily = 7", "no section \"forget\""),
             ("repo = ", "TOML parse error"),
         ] {
             match configured(Cli::command(), text) {

@@ -36,8 +36,8 @@ pub struct Console {
     told: Mutex<Option<Duration>>,
     /// Why standard output took no more of the result.
     unsaid: Mutex<Option<std::io::Error>>,
-    /// The last result.
-    last: Mutex<Value>,
+    /// The last result of each type, in the order in which the types came.
+    last: Mutex<Vec<Value>>,
     /// The last words were said.
     failed: AtomicBool,
     clock: Box<dyn Clock>,
@@ -56,7 +56,7 @@ impl Console {
             Mode::Plain
         };
         let (bar, told, unsaid) = (Mutex::new(None), Mutex::new(None), Mutex::new(None));
-        let (last, failed) = (Mutex::new(Value::Null), AtomicBool::new(false));
+        let (last, failed) = (Mutex::new(Vec::new()), AtomicBool::new(false));
         Self { mode, quiet, bar, told, unsaid, last, failed, clock }
     }
 
@@ -91,12 +91,16 @@ impl Console {
             self.print_raw(&json_line(&object));
         }
         if !["warning", "progress", "error"].contains(&kind) {
-            *self.last.lock().unwrap_or_else(PoisonError::into_inner) = object;
+            let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
+            match last.iter_mut().find(|known| known["type"] == kind) {
+                Some(known) => *known = object,
+                None => last.push(object),
+            }
         }
     }
 
-    /// The last result for machines, whether it was printed or not.
-    pub fn last_object(&self) -> Value {
+    /// The last result of each type for machines, whether it was printed or not.
+    pub fn last_objects(&self) -> Vec<Value> {
         self.last.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 

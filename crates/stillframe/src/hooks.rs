@@ -1,11 +1,13 @@
 //! Commands of the user's that learn how a job ended.
 
 use std::io::Write;
+use std::os::unix::process::CommandExt;
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 use std::time::Duration;
 
 use jiff::Timestamp;
+use rustix::process::{Pid, Signal, kill_process_group};
 use serde_json::{Value, json};
 
 use crate::cli::Hooks;
@@ -45,14 +47,15 @@ fn outcome(session: &Session, command: &str, started: Timestamp, done: &Result<(
     let failure = done.as_ref().err();
     json!({ "command": command, "succeeded": failure.is_none(), "exit_code": failure.map_or(0, |failure| exit_code(failure.kind)),
         "kind": failure.map(|failure| failure.kind.word()), "message": failure.map(|failure| &failure.message),
-        "host": host(), "started": started, "ended": session.clock.now(), "result": session.console.last_object() })
+        "host": host(), "started": started, "ended": session.clock.now(), "results": session.console.last_objects() })
 }
 
 /// Waits for it. The error says what went wrong.
 fn run(session: &Session, hook: &str, outcome: &Value) -> Result<(), String> {
     let failed = |what: &str| format!("the command {hook:?} {what}");
     let mut command = Command::new("/bin/sh");
-    command.args(["-c", hook]).stdin(Stdio::piped());
+    // A group of its own, so that all of it can be ended.
+    command.args(["-c", hook]).stdin(Stdio::piped()).process_group(0);
     // What it prints is not a result of this program.
     command.stdout(std::io::stderr());
     for secret in SECRETS {
@@ -60,8 +63,9 @@ fn run(session: &Session, hook: &str, outcome: &Value) -> Result<(), String> {
     }
     let mut child = command.spawn().map_err(|error| failed(&format!("cannot be started: {error}")))?;
     if let Some(mut input) = child.stdin.take() {
-        // One that does not read is not wrong.
-        let _ = writeln!(input, "{outcome}");
+        let outcome = outcome.to_string();
+        // One that does not read is not wrong, and must not be waited for.
+        std::thread::spawn(move || writeln!(input, "{outcome}"));
     }
     let began = session.clock.monotonic();
     loop {
@@ -80,6 +84,8 @@ fn run(session: &Session, hook: &str, outcome: &Value) -> Result<(), String> {
 
 fn end(child: &mut Child) {
     // Gone already is as good.
-    let _ = child.kill();
+    if let Some(group) = Pid::from_raw(child.id().cast_signed()) {
+        let _ = kill_process_group(group, Signal::KILL);
+    }
     let _ = child.wait();
 }

@@ -22,7 +22,9 @@ fn the_command_for_the_end_that_it_came_to_gets_the_outcome_and_no_secret() {
         (&"backup".into(), &true.into(), &0.into())
     );
     let id = scene.objects(&["snapshots"])[0]["id"].clone();
-    assert_eq!((&good["result"]["type"], &good["result"]["id"]), (&"backup".into(), &id));
+    let backup =
+        good["results"].as_array().unwrap().iter().find(|result| result["type"] == "backup").unwrap();
+    assert_eq!(backup["id"], id);
     assert!(good["started"].as_str().unwrap() <= good["ended"].as_str().unwrap() && good["kind"].is_null());
     let environment = std::fs::read_to_string(scene.path("environment")).unwrap();
     assert!(environment.contains("STILLFRAME_REPO=") && !environment.contains("STILLFRAME_PASSPHRASE"));
@@ -63,6 +65,9 @@ fn what_becomes_of_the_command_changes_nothing_of_the_outcome() {
         let error = String::from_utf8(output.stderr).unwrap();
         assert!(output.status.success() && error.contains(said) && error.contains(hook), "{error}");
     }
+    // One that does not read what is more than a pipe takes is not waited for.
+    let many = "x".repeat(100_000);
+    scene.bad(&["forget", &many, "--on-failure", "exec sleep 1"], 24);
     // One that does not read, and one that prints: what machines read stays what it is.
     let out = scene.good(&[&["--json"], &backup[..], &["echo hello; exit 0"]].concat());
     assert!(out.lines().all(|line| serde_json::from_str::<Value>(line).is_ok()), "{out}");

@@ -62,8 +62,23 @@ fn a_configured_backup_keeps_what_its_rules_say_and_gives_room_back() {
     assert!(done.contains("\"command\":\"backup\"") && done.contains("\"succeeded\":true"), "{done}");
     good(&scene, &["check", "--read-data"]);
     // What is given counts, also with a file of one's own.
-    let said = good(&scene, &["backup", "--name", "now", "--keep-last", "3"]);
-    assert!(said.contains("nothing to forget: 3 kept"), "{said}");
+    let said = good(&scene, &["backup", "--name", "now", "--keep-last", "1"]);
+    assert!(
+        said.contains("nothing to forget: 1 kept"),
+        "those of another name have rules of their own: {said}"
+    );
+    // Another installation with the same name, as clones of a machine have it.
+    let other = scene.path("elsewhere").display().to_string();
+    let mut command = scene.command(&["backup", "--keep-last", "1"]);
+    command.env("STILLFRAME_STATE_DIR", other).env_remove("STILLFRAME_CONFIG");
+    let output = command.env("XDG_CONFIG_HOME", scene.path("config")).output().unwrap();
+    let (said, noted) =
+        (String::from_utf8(output.stdout).unwrap(), String::from_utf8(output.stderr).unwrap());
+    assert!(
+        said.contains("nothing to forget: 1 kept") && noted.contains("of another installation"),
+        "{said}{noted}"
+    );
+    assert_eq!(good(&scene, &["snapshots"]).matches("  nightly  ").count(), 3);
     let own = scene.path("own.toml").display().to_string();
     std::fs::write(&own, "").unwrap();
     assert!(bad(&scene, &["--config", &own, "backup"], 2).contains("required"));

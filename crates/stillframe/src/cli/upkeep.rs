@@ -15,7 +15,7 @@ Examples:
   stillframe check -r /backups/node --read-data-subset 5%
   stillframe check -r /backups/node --read-data
 Every object is looked at: keys, manifests, seals, marks, pins, the index, and what each pack says is in it; every chunk that a backup needs must \
-be in a pack. Backups may run meanwhile.")]
+be in a pack. Which backups lose something is noted, and counts for `stillframe forget`. Backups may run meanwhile.")]
 pub struct Check {
     #[command(flatten)]
     pub repo: RepoArgs,
@@ -87,7 +87,7 @@ pub struct RepairSnapshots {
     /// Say what is lost and what would be left; change nothing
     #[arg(long)]
     pub dry_run: bool,
-    /// Forget the damaged ones then, and those of which nothing is left
+    /// Forget the damaged ones of which a repaired one was written; of those that are named also where nothing is left
     #[arg(long, conflicts_with = "dry_run")]
     pub forget: bool,
     #[command(flatten)]

@@ -100,7 +100,18 @@ async fn let_go(
     prune: bool,
 ) -> Result<(), Failure> {
     let made = repo.manifest(backup).await?;
-    let wanted = |manifest: &Manifest| are_of_one_history(manifest, &made);
+    let is_like_it =
+        |manifest: &Manifest| are_of_one_history(manifest, &made) && manifest.draft.name == made.draft.name;
+    // Two machines may be called the same, and two installations have rules of their own.
+    let is_ours = |manifest: &Manifest| manifest.draft.writer == made.draft.writer;
+    let others = repo.backups().await?.readable.iter().filter(|it| is_like_it(it) && !is_ours(it)).count();
+    if others > 0 {
+        session.console.note(format!(
+            "{} of the same machine's name, sources and name are of another installation, and stay; `stillframe forget` takes them",
+            count(others as u64, "backup")
+        ));
+    }
+    let wanted = |manifest: &Manifest| is_like_it(manifest) && is_ours(manifest);
     let selection = Selection::Policy { wanted: &wanted, retention };
     let plan = plan_forget(repo, &selection, session.clock.now()).await?;
     let subject = format!("those before {backup} of {place}");

@@ -10,7 +10,8 @@ use stillframe_repo::{CheckReport, ReadData};
 
 use crate::cli::Check;
 use crate::failure::{Failure, Kind};
-use crate::repository::{open_repository, place_text};
+use crate::place::host;
+use crate::repository::{open_to_write, place_text};
 use crate::session::{Session, full_share};
 use crate::sizes::{bytes, count, span};
 
@@ -22,13 +23,14 @@ pub async fn run(session: &Session, args: &Check) -> Result<(), Failure> {
         None => ReadData::Nothing,
     };
     let place = place_text(&args.repo.repo);
-    let opened = open_repository(&args.repo).await;
-    let repo = session.recorded("check", &place, opened)?;
+    // Which backups lose something is noted there.
+    let opened = open_to_write(&args.repo).await;
+    let (repo, _uploads) = session.recorded("check", &place, opened)?;
     let began = session.clock.monotonic();
     let phases = [Phase::Transferring];
     let report = session
         .run_job("check", &place, &phases, full_share(), async |job, surroundings| {
-            let report = check(&repo, read, job, surroundings).await?;
+            let report = check(&repo, read, &host(), job, surroundings).await?;
             tell(session, &report);
             if report.is_sound() {
                 let object = summary(&report);
@@ -81,11 +83,13 @@ fn damage(report: &CheckReport, is_noted: bool) -> String {
     let mut advice = Vec::new();
     if !losers.is_empty() {
         advice.push(if is_noted {
-            "back up again now: your backups from this machine store again what is damaged (from others: backup --anew)"
+            "back up again now: what is damaged in packs your backups from this machine store again (from others: backup --anew)"
         } else {
             "back up with --anew now: the damage could not be noted for later backups"
         });
-        advice.push("`stillframe repair snapshots` makes whole backups of what is left of the damaged ones");
+        advice.push(
+            "`stillframe repair snapshots` writes damaged seals anew, and makes whole backups of what is left of the damaged ones",
+        );
     }
     if is_of("index/") {
         advice.push("`stillframe repair index` writes the index anew");

@@ -62,7 +62,9 @@ async fn snapshots(session: &Session, args: &RepairSnapshots) -> Result<(), Fail
     };
     let (repo, _uploads) = session.recorded("repair", &subject, opened)?;
     let ids = session.recorded("repair", &subject, chosen(session, &repo, args).await)?;
-    let options = RepairOptions { dry_run: args.dry_run, forget: args.forget };
+    let is_named = !args.backups.is_empty();
+    let options =
+        RepairOptions { dry_run: args.dry_run, forget: args.forget, forget_lost: args.forget && is_named };
     let phases = [Phase::Transferring];
     let kind = if args.dry_run { "plan" } else { "repair" };
     let all = session
@@ -75,6 +77,13 @@ async fn snapshots(session: &Session, args: &RepairSnapshots) -> Result<(), Fail
         .await?;
     let damaged: Vec<&Repaired> = all.iter().filter(|repaired| repaired.is_damaged()).collect();
     damaged.iter().for_each(|repaired| tell(session, repaired, args.dry_run));
+    for resealed in all.iter().filter(|repaired| repaired.is_resealed) {
+        let done = if args.dry_run { "would be written" } else { "was written" };
+        session.console.line(format!("backup {}: its seal was damaged, and {done} anew", resealed.backup));
+    }
+    if damaged.is_empty() && all.iter().any(|repaired| repaired.is_resealed) {
+        return Ok(());
+    }
     if damaged.is_empty() {
         session.console.line(format!(
             "nothing to repair: {}; damage inside packs is found by `stillframe check --read-data`",
@@ -92,7 +101,7 @@ async fn snapshots(session: &Session, args: &RepairSnapshots) -> Result<(), Fail
         return Ok(());
     }
     let message = format!(
-        "of {} nothing can be had any more: {}; --forget removes them",
+        "of {} nothing can be had: {}; if it is not only out of sight (a disk that is not mounted), name them, with --forget, to remove them",
         count(left.len() as u64, "backup"),
         left.join(", ")
     );

@@ -9,7 +9,7 @@ use crate::cli::Snapshots;
 use crate::failure::{Failure, Kind};
 use crate::repository::{UNFINISHED, open_repository, unfinished_words};
 use crate::session::Session;
-use crate::sizes::{bytes, short, time};
+use crate::sizes::{bytes, count, short, time};
 
 /// Lists the backups, oldest first.
 pub async fn run(session: &Session, args: &Snapshots) -> Result<(), Failure> {
@@ -94,7 +94,9 @@ fn line(manifest: &Manifest, notes: &Notes) -> String {
     let name = draft.name.as_deref().unwrap_or("-");
     let tags = if draft.tags.is_empty() { String::new() } else { format!("  [{}]", draft.tags.join(", ")) };
     let short = short(manifest.id);
-    let notes = notes.words(manifest.id).join(", ");
+    let mut words = notes.words(manifest.id);
+    words.extend(repaired(manifest));
+    let notes = words.join(", ");
     let notes = if notes.is_empty() { notes } else { format!("  ({notes})") };
     let when = time(manifest.instant());
     format!(
@@ -104,6 +106,15 @@ fn line(manifest: &Manifest, notes: &Notes) -> String {
         bytes(manifest.statistics.bytes_stored),
         sources.join(" "),
     )
+}
+
+/// Of a backup that is what was left of another one.
+pub fn repaired(manifest: &Manifest) -> Option<String> {
+    let lost = manifest.draft.lost_files;
+    manifest
+        .draft
+        .repaired_from
+        .map(|from| format!("repaired from {}, without {}", short(from), count(lost, "lost file")))
 }
 
 /// A backup for machines.
@@ -138,5 +149,6 @@ pub fn object(manifest: &Manifest, notes: &Notes) -> serde_json::Value {
         "base": manifest.base.map(|id| id.to_string()), "statistics": manifest.statistics,
         "files_taken_over": draft.files_skipped, "warnings": draft.warnings,
         "pinned": pin, "verified": verified,
+        "repaired_from": draft.repaired_from, "lost_files": draft.lost_files,
     })
 }

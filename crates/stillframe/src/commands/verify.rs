@@ -8,6 +8,7 @@ use stillframe_repo::{BackupId, Repository};
 use stillframe_storage::UploadLock;
 
 use crate::cli::{Level, Verify};
+use crate::commands::snapshots::repaired;
 use crate::commands::{from_here, refuse_no_directory};
 use crate::failure::{Failure, Kind};
 use crate::place::host;
@@ -81,6 +82,9 @@ pub async fn run(session: &Session, args: &Verify) -> Result<(), Failure> {
         bytes(outcome.bytes),
         span(session.clock.monotonic().saturating_sub(began)),
     ));
+    if let Some(repaired) = repo.manifest(backup).await.ok().as_ref().and_then(repaired) {
+        session.console.warn(format!("backup {backup} was {repaired}"));
+    }
     outcome.unseen.iter().for_each(|unseen| session.console.note(unseen));
     session.console.object(
         "verified",
