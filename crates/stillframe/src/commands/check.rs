@@ -94,6 +94,11 @@ fn damage(report: &CheckReport, is_noted: bool) -> String {
     if is_of("index/") {
         advice.push("`stillframe repair index` writes the index anew");
     }
+    if is_of("keys/") {
+        advice.push(
+            "`stillframe key remove`, with the whole id, takes a damaged key away; add its passphrase again",
+        );
+    }
     let what = match losers.len() as u64 {
         0 => "no backup loses anything by it".to_owned(),
         losers => format!("{} damaged", count(losers, "backup")),
