@@ -169,3 +169,23 @@ async fn a_key_that_is_removed_opens_nothing_and_the_last_one_stays() {
     assert!(one.is_err() || two.is_err(), "{one:?} {two:?}");
     assert!(repository.info().await.unwrap().keys > 0);
 }
+
+#[tokio::test]
+async fn a_rotation_removes_no_key_that_only_a_newer_program_reads() {
+    let (store, cache) = (Arc::new(InMemory::new()), tempfile::tempdir().unwrap());
+    let repository = Repository::init(store.clone(), &options("one"), cache.path()).await.unwrap();
+    let second = repository.add_key("two".into(), CHEAP, "second", &*clock()).await.unwrap();
+    let path = Path::from(format!("keys/{second}"));
+    let mut bytes = store.get(&path).await.unwrap().bytes().await.unwrap().to_vec();
+    // The version, and the hash that says that nobody else changed it.
+    bytes[9] = 2;
+    let content = bytes.len() - 32;
+    let hash = blake3::hash(&bytes[..content]);
+    bytes[content..].copy_from_slice(hash.as_bytes());
+    store.put(&path, bytes.clone().into()).await.unwrap();
+
+    let refused = repository.rotate_key("one".into(), &rotation(&*clock(), true)).await.unwrap_err();
+    assert!(matches!(refused, Error::NewerFormat { .. }), "{refused}");
+    assert_eq!(store.get(&path).await.unwrap().bytes().await.unwrap(), bytes);
+    assert_eq!(repository.keys().await.unwrap().len(), 2, "no new key either");
+}
