@@ -7,16 +7,15 @@ mod support;
 use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex};
 
-use futures::TryStreamExt;
 use stillframe_repo::{
     BackupId, CheckOptions, CheckReport, Encryption, Error, FileKind, InitOptions, ObjectId, PassphraseCost,
     Pin, ReadData, Repository, Unlock, Verification,
 };
 use stillframe_storage::Clock;
+use stillframe_storage::object_store::ObjectStoreExt;
 use stillframe_storage::object_store::memory::InMemory;
 use stillframe_storage::object_store::path::Path;
-use stillframe_storage::object_store::{ObjectStore, ObjectStoreExt};
-use support::{Files, clock, files, init, open, write};
+use support::{Files, change, clock, files, init, objects, open, write};
 
 struct Scene {
     store: Arc<InMemory>,
@@ -37,21 +36,8 @@ async fn scene() -> Scene {
     Scene { store, backups: [first, second] }
 }
 
-async fn objects(store: &InMemory, prefix: &str) -> Vec<Path> {
-    let all: Vec<_> = store.list(None).map_ok(|meta| meta.location).try_collect().await.unwrap();
-    let mut all: Vec<_> = all.into_iter().filter(|path| path.as_ref().starts_with(prefix)).collect();
-    all.sort();
-    all
-}
-
 async fn bytes_of(store: &InMemory, path: &Path) -> Vec<u8> {
     store.get(path).await.unwrap().bytes().await.unwrap().to_vec()
-}
-
-async fn change(store: &InMemory, path: &Path, change: impl FnOnce(&mut Vec<u8>)) {
-    let mut bytes = bytes_of(store, path).await;
-    change(&mut bytes);
-    store.put(path, bytes.into()).await.unwrap();
 }
 
 async fn check(store: &Arc<InMemory>, read: ReadData) -> CheckReport {

@@ -7,16 +7,14 @@ mod support;
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
-use futures::TryStreamExt;
 use stillframe_repo::{
     BackupId, BackupRepair, CheckOptions, FileKind, ReadData, RepairOptions, Repository, VerifyLevel,
     VerifyOptions,
 };
+use stillframe_storage::object_store::ObjectStoreExt;
 use stillframe_storage::object_store::memory::InMemory;
-use stillframe_storage::object_store::path::Path;
-use stillframe_storage::object_store::{ObjectStore, ObjectStoreExt};
 use support::fault_store::{FaultStore, Moment, Which};
-use support::{Files, clock, files, init, open, read, write};
+use support::{Files, change, clock, files, init, objects, open, read, write};
 use tokio_util::sync::CancellationToken;
 
 struct Scene {
@@ -31,17 +29,6 @@ async fn scene() -> Scene {
     let content = files(1, 12, 3000);
     let id = write(&repository, "a", &content).await.unwrap().manifest.id;
     Scene { store, content, id }
-}
-
-async fn objects(store: &InMemory, prefix: &str) -> Vec<Path> {
-    let all: Vec<_> = store.list(None).map_ok(|meta| meta.location).try_collect().await.unwrap();
-    all.into_iter().filter(|path| path.as_ref().starts_with(prefix)).collect()
-}
-
-async fn change(store: &InMemory, path: &Path, change: impl FnOnce(&mut Vec<u8>)) {
-    let mut bytes = store.get(path).await.unwrap().bytes().await.unwrap().to_vec();
-    change(&mut bytes);
-    store.put(path, bytes.into()).await.unwrap();
 }
 
 fn options(dry_run: bool) -> RepairOptions {

@@ -9,6 +9,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
 
+use futures::TryStreamExt;
 use rand::{Rng, SeedableRng};
 use stillframe_repo::{
     ContentRef, ContentWriter, Encryption, Error, FileEntry, FileKind, FileListWriter, InitOptions,
@@ -16,7 +17,9 @@ use stillframe_repo::{
     WriteSession, Written,
 };
 use stillframe_storage::SystemClock;
-use stillframe_storage::object_store::ObjectStore;
+use stillframe_storage::object_store::memory::InMemory;
+use stillframe_storage::object_store::path::Path as ObjectPath;
+use stillframe_storage::object_store::{ObjectStore, ObjectStoreExt};
 
 /// Small enough that a few kilobytes make several packs.
 pub const PACK_SIZE: u64 = 8 << 10;
@@ -47,6 +50,20 @@ pub async fn init(store: Arc<dyn ObjectStore>, cache: &Path) -> Repository {
 
 pub async fn open(store: Arc<dyn ObjectStore>, cache: &Path) -> Repository {
     Repository::open(store, &Unlock::None, cache).await.unwrap()
+}
+
+/// The objects whose path begins with `prefix`, in order.
+pub async fn objects(store: &InMemory, prefix: &str) -> Vec<ObjectPath> {
+    let all: Vec<_> = store.list(None).map_ok(|meta| meta.location).try_collect().await.unwrap();
+    let mut all: Vec<_> = all.into_iter().filter(|path| path.as_ref().starts_with(prefix)).collect();
+    all.sort();
+    all
+}
+
+pub async fn change(store: &InMemory, path: &ObjectPath, change: impl FnOnce(&mut Vec<u8>)) {
+    let mut bytes = store.get(path).await.unwrap().bytes().await.unwrap().to_vec();
+    change(&mut bytes);
+    store.put(path, bytes.into()).await.unwrap();
 }
 
 pub fn put_file(session: &WriteSession, bytes: &[u8]) -> Result<ContentRef, Error> {
