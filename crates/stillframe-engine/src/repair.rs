@@ -78,7 +78,7 @@ pub async fn repair_backups(
         let earlier = known.iter().find(|manifest| manifest.draft.repaired_from == Some(backup));
         let how = RepoOptions { dry_run: options.dry_run || earlier.is_some(), ..repo_options.clone() };
         let outcome = match repo.repair_backup(backup, &how).await {
-            Err(error @ (RepoError::Damaged { .. } | RepoError::NewerFormat { .. })) => Err(error),
+            Err(error) if error.is_unreadable() => Err(error),
             // Forgotten by somebody meanwhile.
             Err(RepoError::NotFound { .. }) => continue,
             Err(error @ RepoError::GivenUp { .. }) => {

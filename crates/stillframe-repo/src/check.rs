@@ -9,7 +9,7 @@ use futures::{StreamExt, TryStreamExt};
 use serde::Serialize;
 use tokio_util::sync::CancellationToken;
 
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, set_apart};
 use crate::index::{CONCURRENCY, read_pack_table};
 use crate::index_cache::Location;
 use crate::key_ring::KeyRing;
@@ -241,11 +241,10 @@ impl<'a> Check<'a> {
         let mut marks = 0;
         for listed in io.list(Kind::Mark).await? {
             let name = ObjectName::new(Kind::Mark, listed.id);
-            match io.get(name).await.and_then(|bytes| mark::decode(&ring, name, &bytes)) {
-                Ok(_) => marks += 1,
-                Err(error) if error.is_absent() => {}
-                Err(error @ (Error::Damaged { .. } | Error::NewerFormat { .. })) => self.find(name, &error),
-                Err(error) => return Err(error),
+            match set_apart(io.get(name).await.and_then(|bytes| mark::decode(&ring, name, &bytes)))? {
+                Some(Ok(_)) => marks += 1,
+                Some(Err(error)) => self.find(name, &error),
+                None => {}
             }
         }
         if marks > 0 {
@@ -272,24 +271,20 @@ impl<'a> Check<'a> {
         let read = futures::stream::iter(io.list(Kind::Index).await?).map(|listed| {
             let (io, ring, name) = (&io, &ring, ObjectName::new(Kind::Index, listed.id));
             async move {
-                match io.get(name).await.and_then(|bytes| index_segment::decode(ring, name, &bytes)) {
-                    Err(error) if error.is_absent() => Ok((name, Ok(Vec::new()))),
-                    Err(error @ (Error::Damaged { .. } | Error::NewerFormat { .. })) => {
-                        Ok((name, Err(error)))
-                    }
-                    read => read.map(|tables| (name, Ok(tables))),
-                }
+                let read = io.get(name).await.and_then(|bytes| index_segment::decode(ring, name, &bytes));
+                set_apart(read).map(|read| (name, read))
             }
         });
         let mut read = read.buffer_unordered(CONCURRENCY);
         while let Some((name, tables)) = read.try_next().await? {
             self.check_cancelled()?;
             let tables = match tables {
-                Ok(tables) => tables,
-                Err(error) => {
+                Some(Ok(tables)) => tables,
+                Some(Err(error)) => {
                     self.find(name, &error);
                     continue;
                 }
+                None => continue,
             };
             for table in tables {
                 let pack = ObjectName::new(Kind::Pack, table.pack);
@@ -336,7 +331,7 @@ impl<'a> Check<'a> {
                 }
                 // Forgotten since it was listed.
                 Err(Error::NotFound { .. }) => {}
-                Err(error @ (Error::Damaged { .. } | Error::NewerFormat { .. })) => {
+                Err(error) if error.is_unreadable() => {
                     let finding = Finding::of(ObjectName::new(Kind::Manifest, id), &error);
                     self.report.add(Some(id), Finding { is_loss: true, ..finding });
                 }
@@ -348,12 +343,10 @@ impl<'a> Check<'a> {
             self.check_cancelled()?;
             let name = ObjectName::new(Kind::Manifest, id);
             let read = self.repository.io().get(name).await;
-            match read.and_then(|bytes| Manifest::decode(self.repository.ring(), id, &bytes)) {
-                // What it needs may be on its way.
-                Ok(_) => {}
-                Err(error) if error.is_absent() => {}
-                Err(error @ (Error::Damaged { .. } | Error::NewerFormat { .. })) => self.find(name, &error),
-                Err(error) => return Err(error),
+            let read = read.and_then(|bytes| Manifest::decode(self.repository.ring(), id, &bytes));
+            // Of one that can be read nothing is asked: what it needs may be on its way.
+            if let Some(Err(error)) = set_apart(read)? {
+                self.find(name, &error);
             }
             self.step();
         }

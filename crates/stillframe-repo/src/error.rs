@@ -174,6 +174,11 @@ impl Error {
         matches!(self, Self::Damaged { .. } | Self::ChunkLost { .. } | Self::Inconsistent { .. })
     }
 
+    /// Whether an object is damaged, or of a newer program: the others can be read all the same, and trying again does not help.
+    pub fn is_unreadable(&self) -> bool {
+        matches!(self, Self::Damaged { .. } | Self::NewerFormat { .. })
+    }
+
     pub(crate) fn damaged(object: &impl ToString, why: impl Into<String>) -> Self {
         Self::Damaged { object: object.to_string(), why: why.into() }
     }
@@ -204,6 +209,16 @@ impl Error {
     /// Whether the object that was asked for is simply not there.
     pub(crate) fn is_absent(&self) -> bool {
         matches!(self, Self::Store { source, .. } if matches!(**source, object_store::Error::NotFound { .. }))
+    }
+}
+
+/// One of many objects, each of which may go or be unreadable without hiding the others. `None`: it is not there. The inner error is what is wrong
+/// with it; the outer one is a failure of the store.
+pub(crate) fn set_apart<T>(read: Result<T>) -> Result<Option<Result<T>>> {
+    match read {
+        Err(error) if error.is_absent() => Ok(None),
+        Err(error) if !error.is_unreadable() => Err(error),
+        read => Ok(Some(read)),
     }
 }
 

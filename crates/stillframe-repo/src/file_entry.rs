@@ -145,8 +145,22 @@ impl FileEntry {
         }
     }
 
-    /// Reads the next entry. The error says what is wrong with it.
-    pub(crate) fn decode(reader: &mut BytesReader<'_>) -> Result<Self, String> {
+    /// Reads the next entry of a list.
+    pub(crate) fn decode(reader: &mut BytesReader<'_>) -> Result<Self> {
+        Self::parse(reader).map_err(|why| Error::inconsistent("file list", why))
+    }
+
+    /// The entries of one chunk of a list.
+    pub(crate) fn decode_all(list: &[u8]) -> Result<Vec<Self>> {
+        let mut reader = BytesReader::new(list);
+        let mut entries = Vec::new();
+        while !reader.is_empty() {
+            entries.push(Self::decode(&mut reader)?);
+        }
+        Ok(entries)
+    }
+
+    fn parse(reader: &mut BytesReader<'_>) -> Result<Self, String> {
         let short = || "an entry is cut short".to_owned();
         let entry = reader.long().filter(|entry| entry.len() <= MAX_ENTRY_LEN).ok_or_else(short)?;
         let parts = Parts::read(&mut BytesReader::new(entry)).ok_or_else(short)?;
@@ -320,11 +334,11 @@ mod tests {
         let at = bytes.windows(6).position(|window| window == b"abcdef").unwrap();
         bytes[at..at + 6].copy_from_slice(b"../../");
         let error = FileEntry::decode(&mut BytesReader::new(&bytes)).unwrap_err();
-        assert!(error.contains("unsafe path"), "{error}");
+        assert!(error.to_string().contains("unsafe path"), "{error}");
         let mut bytes = encoded(&file("abcdef"));
         bytes[at + 6] ^= 1;
         let error = FileEntry::decode(&mut BytesReader::new(&bytes)).unwrap_err();
-        assert!(error.contains("size"), "{error}");
+        assert!(error.to_string().contains("size"), "{error}");
     }
 
     proptest! {

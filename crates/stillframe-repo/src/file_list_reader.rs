@@ -32,7 +32,7 @@ impl FileListReader {
             }
         }
         let mut reader = BytesReader::new(&self.chunk);
-        let entry = FileEntry::decode(&mut reader).map_err(|why| Error::inconsistent("file list", why))?;
+        let entry = FileEntry::decode(&mut reader)?;
         self.chunk = self.chunk.slice(self.chunk.len() - reader.remaining()..);
         let key = entry.key();
         if self.last.as_ref().is_some_and(|(d, p)| (d.as_bytes(), p.as_slice()) >= key) {

@@ -42,9 +42,8 @@ impl Repository {
     /// Writes the seal anew of a backup whose manifest can be read and whose seal cannot, or seals another one. `false`: that is not what is
     /// wrong with it. A manifest without any seal is not sealed: nobody said that it is a backup.
     pub async fn reseal(&self, id: BackupId, dry_run: bool) -> Result<bool> {
-        let is_damaged =
-            matches!(self.manifest(id).await, Err(Error::Damaged { .. } | Error::NewerFormat { .. }));
-        if !is_damaged || !self.is_sealed(id).await? {
+        let is_unreadable = self.manifest(id).await.is_err_and(|error| error.is_unreadable());
+        if !is_unreadable || !self.is_sealed(id).await? {
             return Ok(false);
         }
         let bytes = self.io().get(ObjectName::new(Kind::Manifest, id)).await?;

@@ -10,7 +10,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::distrust::Distrust;
 use crate::envelope::{HEADER_LEN, Header, check_repository};
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, set_apart};
 use crate::index_cache::{IndexCache, Location, listed_as};
 use crate::index_loader::IndexLoader;
 use crate::index_segment;
@@ -63,14 +63,13 @@ impl Index {
             if cancel.is_cancelled() {
                 return Err(Error::Cancelled);
             }
-            match table {
-                Ok(table) => {
+            match set_apart(table)? {
+                Some(Ok(table)) => {
                     seen(pack, Ok(&table));
                     loader = index.stage(loader, vec![table], None, &listed).await?.ok_or_else(unusable)?;
                 }
-                Err(error) if error.is_absent() => {}
-                Err(error @ (Error::Damaged { .. } | Error::NewerFormat { .. })) => seen(pack, Err(&error)),
-                Err(error) => return Err(error),
+                Some(Err(error)) => seen(pack, Err(&error)),
+                None => {}
             }
         }
         drop(read);

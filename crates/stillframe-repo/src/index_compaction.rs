@@ -7,7 +7,7 @@ use serde::Serialize;
 use stillframe_storage::failpoint;
 use tokio_util::sync::CancellationToken;
 
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, set_apart};
 use crate::index::{CONCURRENCY, Index};
 use crate::index_cache::listed_as;
 use crate::index_segment::MAX_SEGMENT_CHUNKS;
@@ -45,15 +45,13 @@ impl Index {
             .map(async |pack| (pack, self.read_table(pack).await))
             .buffer_unordered(2 * CONCURRENCY);
         while let Some((pack, table)) = read.next().await {
-            match table {
-                Ok(table) => writer.push(table).await?,
-                Err(error) if error.is_absent() => {}
-                Err(error @ (Error::Damaged { .. } | Error::NewerFormat { .. })) => {
-                    repair
-                        .unreadable
-                        .push((ObjectName::new(Kind::Pack, pack.id).to_string(), error.to_string()));
+            match set_apart(table)? {
+                Some(Ok(table)) => writer.push(table).await?,
+                Some(Err(error)) => {
+                    let name = ObjectName::new(Kind::Pack, pack.id).to_string();
+                    repair.unreadable.push((name, error.to_string()));
                 }
-                Err(error) => return Err(error),
+                None => {}
             }
             check(cancel)?;
         }

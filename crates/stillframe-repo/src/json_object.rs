@@ -10,7 +10,7 @@ use stillframe_storage::object_store::PutPayload;
 
 use crate::ObjectId;
 use crate::envelope::{open_object, seal_object};
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, set_apart};
 use crate::index::CONCURRENCY;
 use crate::key_ring::KeyRing;
 use crate::layout::{Kind, ObjectName};
@@ -40,12 +40,7 @@ pub(crate) async fn read<T: DeserializeOwned>(
     ring: &KeyRing,
     name: ObjectName,
 ) -> Result<Option<Result<T>>> {
-    match io.get(name).await.and_then(|bytes| decode(ring, name, &bytes)) {
-        Ok(value) => Ok(Some(Ok(value))),
-        Err(error) if error.is_absent() => Ok(None),
-        Err(error @ (Error::Damaged { .. } | Error::NewerFormat { .. })) => Ok(Some(Err(error))),
-        Err(error) => Err(error),
-    }
+    set_apart(io.get(name).await.and_then(|bytes| decode(ring, name, &bytes)))
 }
 
 /// All of a kind, a few at a time.

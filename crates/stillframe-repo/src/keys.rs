@@ -6,7 +6,7 @@ use jiff::Timestamp;
 use serde::Serialize;
 use stillframe_storage::{Clock, failpoint};
 
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, set_apart};
 use crate::index::blocking;
 use crate::key_object::{KeyDescription, KeyObject, Passphrase, PassphraseCost};
 use crate::key_ring::KeyRing;
@@ -70,13 +70,8 @@ async fn read_keys(io: &ObjectIo) -> Result<Vec<KeyRead>> {
     let mut keys = Vec::new();
     for listed in listed {
         let name = ObjectName::new(Kind::Keys, listed.id);
-        match io.get(name).await.and_then(|bytes| KeyObject::decode(name, &bytes)) {
-            Err(error) if error.is_absent() => {}
-            Err(error) if !matches!(error, Error::Damaged { .. } | Error::NewerFormat { .. }) => {
-                return Err(error);
-            }
-            read => keys.push((name, read)),
-        }
+        let read = io.get(name).await.and_then(|bytes| KeyObject::decode(name, &bytes));
+        keys.extend(set_apart(read)?.map(|read| (name, read)));
     }
     Ok(keys)
 }

@@ -6,7 +6,6 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use rusqlite::{Connection, OptionalExtension, params};
 use tokio_util::sync::CancellationToken;
 
-use crate::bytes_reader::BytesReader;
 use crate::content_reader::children;
 use crate::error::{Error, Result};
 use crate::layout::{Kind, ObjectName};
@@ -258,13 +257,9 @@ fn untold(id: BackupId, why: &str) -> Error {
 
 /// What the files of one chunk of a list consist of.
 fn contents_of(list: &[u8]) -> Result<Vec<ContentRef>> {
-    let mut reader = BytesReader::new(list);
-    let mut contents = Vec::new();
-    while !reader.is_empty() {
-        let entry = FileEntry::decode(&mut reader).map_err(|why| Error::inconsistent("file list", why))?;
-        if let FileKind::File { content } = entry.kind {
-            contents.push(content);
-        }
-    }
-    Ok(contents)
+    let content = |entry: FileEntry| match entry.kind {
+        FileKind::File { content } => Some(content),
+        _ => None,
+    };
+    Ok(FileEntry::decode_all(list)?.into_iter().filter_map(content).collect())
 }

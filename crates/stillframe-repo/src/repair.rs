@@ -2,12 +2,10 @@
 
 use std::sync::{Arc, Mutex, PoisonError};
 
-use bytes::Bytes;
 use serde::Serialize;
 use stillframe_storage::Clock;
 use tokio_util::sync::CancellationToken;
 
-use crate::bytes_reader::BytesReader;
 use crate::content_reader::LeafReader;
 use crate::error::{Error, Result};
 use crate::file_list_writer::FileListWriter;
@@ -208,7 +206,8 @@ impl<'a> Salvage<'a> {
                 }
                 Err(error) => return Err(error),
             };
-            let entries = match self.repository.read_chunk(&leaf.id).await.and_then(|bytes| entries(&bytes)) {
+            let list = self.repository.read_chunk(&leaf.id).await;
+            let entries = match list.and_then(|list| FileEntry::decode_all(&list)) {
                 Ok(entries) => entries,
                 Err(error) if error.is_damage() => {
                     let why = format!("a part of the list of its files is lost: {error}");
@@ -271,14 +270,4 @@ fn content_of(entry: &FileEntry) -> Option<ContentRef> {
         FileKind::File { content } => Some(content),
         _ => None,
     }
-}
-
-fn entries(list: &Bytes) -> Result<Vec<FileEntry>> {
-    let mut reader = BytesReader::new(list);
-    let mut entries = Vec::new();
-    while !reader.is_empty() {
-        let entry = FileEntry::decode(&mut reader).map_err(|why| Error::inconsistent("file list", why))?;
-        entries.push(entry);
-    }
-    Ok(entries)
 }

@@ -12,7 +12,7 @@ use stillframe_storage::{Clock, failpoint};
 
 use crate::distrust::Distrust;
 use crate::envelope::{HASH_LEN, open_object};
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, set_apart};
 use crate::index::{Index, blocking};
 use crate::index_cache::IndexCache;
 use crate::key_object::{KeyDescription, Passphrase, PassphraseCost};
@@ -352,13 +352,12 @@ impl Repository {
                 match self.manifest(id).await {
                     // Forgotten since it was listed.
                     Err(Error::NotFound { .. }) => Ok(None),
-                    Err(
-                        error @ (Error::Damaged { .. }
-                        | Error::NewerFormat { .. }
-                        | Error::PermissionDenied { .. }),
-                    ) => Ok(Some((id, Err(error)))),
-                    Err(error) => Err(error),
-                    Ok(manifest) => Ok(Some((id, Ok(manifest)))),
+                    Err(error)
+                        if !error.is_unreadable() && !matches!(error, Error::PermissionDenied { .. }) =>
+                    {
+                        Err(error)
+                    }
+                    read => Ok(Some((id, read))),
                 }
             })
             .buffer_unordered(CONCURRENCY);
@@ -451,12 +450,8 @@ impl Repository {
         let mut unsealed = Vec::new();
         for id in self.list_backups().await?.unfinished {
             let bytes = self.io().get(ObjectName::new(Kind::Manifest, id)).await;
-            match bytes.and_then(|bytes| Manifest::decode(self.ring(), id, &bytes)) {
-                Ok(manifest) => unsealed.push((id, Some(manifest))),
-                Err(error) if error.is_absent() => {}
-                Err(Error::Damaged { .. } | Error::NewerFormat { .. }) => unsealed.push((id, None)),
-                Err(error) => return Err(error),
-            }
+            let read = set_apart(bytes.and_then(|bytes| Manifest::decode(self.ring(), id, &bytes)))?;
+            unsealed.extend(read.map(|manifest| (id, manifest.ok())));
         }
         Ok(unsealed)
     }
