@@ -14,16 +14,12 @@ use crate::index::{CONCURRENCY, read_pack_table};
 use crate::index_cache::Location;
 use crate::key_ring::KeyRing;
 use crate::layout::{Kind, ObjectName};
-use crate::live_chunks::{LiveChunk, LiveChunks};
+use crate::live_chunks::LiveChunks;
 use crate::object_io::{Listed, ObjectIo};
 use crate::pack_check::{PackCheck, PackFault, check_pack};
 use crate::verify::{Finding, Lost, MAX_FINDINGS, VerifyReport};
-use crate::{
-    BackupId, ChunkId, Manifest, PackId, Pin, Repository, Verified, index_segment, json_object, mark,
-};
+use crate::{BackupId, Manifest, PackId, Pin, Repository, Verified, index_segment, json_object, mark};
 
-/// Chunks looked up together.
-const PAGE: usize = 4096;
 /// Packs read at a time.
 const PACKS_AT_A_TIME: usize = 2;
 
@@ -353,16 +349,12 @@ impl<'a> Check<'a> {
         self.live.settle()?;
         self.report.chunks = self.live.len()?;
         let index = Arc::clone(self.repository.index());
-        self.each_page(|check, page, ids| {
-            let located = index.locate_all(ids)?;
-            let is_there = |(chunk, places): (&LiveChunk, &Vec<Location>)| {
-                let fits =
-                    |place: &Location| chunk.length == 0 || u64::from(place.entry.plain_len) == chunk.length;
-                places.iter().any(fits)
-            };
-            check.is_missing |= !page.iter().zip(&located).all(is_there);
-            Ok(())
-        })
+        let mut is_missing = false;
+        self.live.locate_each(&index, &self.options.cancel, |chunk, places| {
+            is_missing |= !places.iter().any(|place| chunk.fits(place));
+        })?;
+        self.is_missing |= is_missing;
+        Ok(())
     }
 
     fn step(&mut self) {
@@ -378,21 +370,6 @@ impl<'a> Check<'a> {
                 Ok(())
             }
             Err(error) => Err(error),
-        }
-    }
-
-    fn each_page(
-        &mut self,
-        mut look: impl FnMut(&mut Self, &[LiveChunk], &[ChunkId]) -> Result<()>,
-    ) -> Result<()> {
-        let mut after = None;
-        loop {
-            self.check_cancelled()?;
-            let page = self.live.page(after, PAGE)?;
-            let Some(last) = page.last() else { return Ok(()) };
-            after = Some(*last);
-            let ids: Vec<ChunkId> = page.iter().map(|chunk| chunk.id).collect();
-            look(self, &page, &ids)?;
         }
     }
 
@@ -438,13 +415,10 @@ impl<'a> Check<'a> {
             return Ok(places);
         }
         let index = Arc::clone(self.repository.index());
-        self.each_page(|check, _, ids| {
-            for place in index.locate_all(ids)?.into_iter().flatten() {
-                if check.mute.contains_key(&place.pack) {
-                    places.entry(place.pack).or_default().push(place);
-                }
+        self.live.locate_each(&index, &self.options.cancel, |_, found| {
+            for place in found.iter().filter(|place| self.mute.contains_key(&place.pack)) {
+                places.entry(place.pack).or_default().push(place.clone());
             }
-            Ok(())
         })?;
         for places in places.values_mut() {
             places.sort_unstable_by_key(|place| place.position);

@@ -8,6 +8,8 @@ use tokio_util::sync::CancellationToken;
 
 use crate::content_reader::children;
 use crate::error::{Error, Result};
+use crate::index::Index;
+use crate::index_cache::Location;
 use crate::layout::{Kind, ObjectName};
 use crate::manifest::SourceForm;
 use crate::{BackupId, ChunkId, ContentRef, FileEntry, FileKind, Manifest, Repository};
@@ -16,6 +18,9 @@ use crate::{BackupId, ChunkId, ContentRef, FileEntry, FileKind, Manifest, Reposi
 const BATCH: usize = 4096;
 /// Nodes and parts of lists that are read together. Each may name a thousand others, so this bounds what is held.
 const READ_TOGETHER: usize = 64;
+
+/// Chunks looked up together.
+const PAGE: usize = 4096;
 
 /// What manifests lead to. Grows only: what was live once counts as live for as long as this is there.
 pub(crate) struct LiveChunks {
@@ -34,6 +39,13 @@ pub(crate) struct LiveChunk {
     pub(crate) id: ChunkId,
     /// As whoever needs it says; 0: of nodes nobody says it.
     pub(crate) length: u64,
+}
+
+impl LiveChunk {
+    /// Whether what is there is as long as it is needed.
+    pub(crate) fn fits(&self, place: &Location) -> bool {
+        self.length == 0 || u64::from(place.entry.plain_len) == self.length
+    }
 }
 
 /// A chunk that names others, its level, and what is at the bottom below it.
@@ -123,8 +135,28 @@ impl LiveChunks {
         Ok(count.map_err(|error| failed(&error))?.cast_unsigned())
     }
 
-    /// At most `limit` of those that follow `after`, in their order. One chunk may come with several lengths, if somebody wrote nonsense.
-    pub(crate) fn page(&self, after: Option<LiveChunk>, limit: usize) -> Result<Vec<LiveChunk>> {
+    /// Tells of each, in their order, where `index` has it. One chunk may come with several lengths, if somebody wrote nonsense.
+    pub(crate) fn locate_each(
+        &self,
+        index: &Index,
+        cancel: &CancellationToken,
+        mut told: impl FnMut(&LiveChunk, &[Location]),
+    ) -> Result<()> {
+        let mut after = None;
+        loop {
+            if cancel.is_cancelled() {
+                return Err(Error::Cancelled);
+            }
+            let page = self.page(after, PAGE)?;
+            let Some(last) = page.last() else { return Ok(()) };
+            after = Some(*last);
+            let ids: Vec<ChunkId> = page.iter().map(|chunk| chunk.id).collect();
+            page.iter().zip(index.locate_all(&ids)?).for_each(|(chunk, places)| told(chunk, &places));
+        }
+    }
+
+    /// At most `limit` of those that follow `after`, in their order.
+    fn page(&self, after: Option<LiveChunk>, limit: usize) -> Result<Vec<LiveChunk>> {
         let select = || {
             let (id, length) =
                 after.map_or((Vec::new(), 0), |chunk| (chunk.id.0.to_vec(), chunk.length.cast_signed()));

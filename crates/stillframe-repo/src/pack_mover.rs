@@ -10,7 +10,7 @@ use crate::index_cache::{Location, listed_as};
 use crate::live_chunks::LiveChunks;
 use crate::object_io::Listed;
 use crate::packer::{Appended, PACK_CHUNKS, Packer, PackerOptions};
-use crate::prune::{PruneOptions, RescueFailure};
+use crate::prune::PruneOptions;
 use crate::{ChunkId, PackId, Repository};
 
 /// How many tables of other packs are kept in memory.
@@ -67,14 +67,13 @@ impl<'a> PackMover<'a> {
     }
 
     /// Copies what of a condemned pack is live and nowhere else. Returns how many bytes that were.
-    pub(crate) async fn rescue(&mut self, pack: Listed, live: &LiveChunks) -> Result<u64, RescueFailure> {
+    pub(crate) async fn rescue(&mut self, pack: Listed, live: &LiveChunks) -> Result<u64> {
         let (io, ring) = (self.repository.io(), self.repository.ring());
         let table = match read_pack_table(io, ring, pack).await {
             Ok(table) => table,
             // Another sweep was here, and has brought to safety what was in it.
             Err(error) if error.is_absent() => return Ok(0),
-            Err(error) if error.is_damage() => return Err(RescueFailure::Pack(pack.id, error)),
-            Err(error) => return Err(error.into()),
+            Err(error) => return Err(error),
         };
         let wanted = live.contains(table.entries.iter().map(|entry| entry.id))?;
         let mut to_move = Vec::new();
@@ -93,8 +92,7 @@ impl<'a> PackMover<'a> {
             bytes += match self.move_run(run).await {
                 Ok(bytes) => bytes,
                 Err(error) if error.is_absent() => return Ok(bytes),
-                Err(error) if error.is_damage() => return Err(RescueFailure::Pack(pack.id, error)),
-                Err(error) => return Err(error.into()),
+                Err(error) => return Err(error),
             };
         }
         Ok(bytes)

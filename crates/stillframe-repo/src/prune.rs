@@ -14,15 +14,14 @@ use stillframe_storage::{BandwidthLimit, Clock, failpoint};
 use tokio_util::sync::CancellationToken;
 
 use crate::envelope::{HASH_LEN, HEADER_LEN, TAG_LEN};
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, set_apart};
+use crate::index::read_pack_table;
 use crate::layout::{Kind, ObjectName};
 use crate::live_chunks::LiveChunks;
 use crate::object_io::Listed;
 use crate::pack_mover::PackMover;
 use crate::{ObjectId, PackId, Repository, mark};
 
-/// Chunks looked up together.
-const PAGE: usize = 4096;
 /// Packs deleted at a time.
 const DELETIONS: usize = 8;
 /// What is moved in one round at most, or a twentieth of all where that is more: its copies need room before the packs go, and a run that
@@ -240,8 +239,8 @@ impl Usage {
 
 /// Why chunks could not be brought to safety.
 pub(crate) enum RescueFailure {
-    /// This pack cannot be read, so that nobody knows what would go with it.
-    Pack(PackId, Error),
+    /// These packs cannot tell what is in them.
+    Mute(Vec<(PackId, Error)>),
     Other(Error),
 }
 
@@ -275,6 +274,7 @@ impl<'a> Sweep<'a> {
         let packs = io.list(Kind::Pack).await?;
         let taken: HashSet<PackId> = marks.values().flatten().copied().collect();
         let unknown = self.repository.index().unknown_packs(&packs).await?;
+        let mute = self.mute(&unknown, &packs).await?;
         let leased = self.repository.leased_packs(self.options.clock.now()).await?;
         let (usage, lost_chunks) = self.usage(&taken)?;
         let mut plan = PrunePlan {
@@ -289,8 +289,9 @@ impl<'a> Sweep<'a> {
         let mut sparse: Vec<(u64, Listed, Usage)> = Vec::new();
         let mut small: Vec<(u64, Listed, Usage)> = Vec::new();
         for pack in packs {
-            // Of a pack whose table cannot be read nobody knows what is in it.
-            if unknown.contains(&pack.id) || self.spared.contains(&pack.id) {
+            // Of a pack whose table cannot be read nobody knows what is in it, unless nothing is missing without it.
+            let is_mute = mute.contains(&pack.id) && lost_chunks == 0;
+            if (unknown.contains(&pack.id) && !is_mute) || self.spared.contains(&pack.id) {
                 continue;
             }
             // What is in a mark is lost to its writer in any case.
@@ -339,26 +340,45 @@ impl<'a> Sweep<'a> {
         let index = self.repository.index();
         let bad = index.distrust().all();
         let (mut usage, mut lost) = (HashMap::<PackId, Usage>::new(), 0);
-        let mut after = None;
-        loop {
-            self.check()?;
-            let page = self.live.page(after, PAGE)?;
-            let Some(last) = page.last() else { return Ok((usage, lost)) };
-            after = Some(*last);
-            let ids: Vec<_> = page.iter().map(|chunk| chunk.id).collect();
-            for places in index.locate_all(&ids)? {
-                let homes = places.iter().filter(|place| !taken.contains(&place.pack));
-                match homes.min_by_key(|place| (bad.contains(&place.pack), place.pack)) {
-                    Some(home) => {
-                        let used = usage.entry(home.pack).or_default();
-                        used.chunks += 1;
-                        used.bytes += u64::from(home.entry.stored_len);
-                    }
-                    None if places.is_empty() => lost += 1,
-                    None => {}
+        self.live.locate_each(index, &self.options.cancel, |_, places| {
+            let homes = places.iter().filter(|place| !taken.contains(&place.pack));
+            match homes.min_by_key(|place| (bad.contains(&place.pack), place.pack)) {
+                Some(home) => {
+                    let used = usage.entry(home.pack).or_default();
+                    used.chunks += 1;
+                    used.bytes += u64::from(home.entry.stored_len);
                 }
+                None if places.is_empty() => lost += 1,
+                None => {}
+            }
+        })?;
+        Ok((usage, lost))
+    }
+
+    /// Of packs of which the index knows nothing, those that are damaged: their own tables cannot tell either.
+    async fn mute(&self, unknown: &HashSet<PackId>, packs: &[Listed]) -> Result<HashSet<PackId>> {
+        let mut mute = HashSet::new();
+        for pack in packs.iter().filter(|pack| unknown.contains(&pack.id)) {
+            let table = read_pack_table(self.repository.io(), self.repository.ring(), *pack).await;
+            if let Some(Err(Error::Damaged { .. })) = set_apart(table)? {
+                mute.insert(pack.id);
             }
         }
+        Ok(mute)
+    }
+
+    /// Whether everything that is live is in packs that stay and are not damaged, by those packs' own tables: then nothing is lost with packs that
+    /// cannot tell what is in them.
+    async fn is_all_elsewhere(&self, condemned: &BTreeSet<PackId>) -> Result<bool> {
+        let bad = self.repository.index().distrust().all();
+        let mut packs = self.repository.io().list(Kind::Pack).await?;
+        packs.retain(|pack| !condemned.contains(&pack.id) && !bad.contains(&pack.id));
+        let index = self.repository.index().of_packs(&packs, &self.options.cancel, |_, _| {}).await?;
+        let mut is_all = true;
+        self.live.locate_each(&index, &self.options.cancel, |chunk, places| {
+            is_all &= places.iter().any(|place| chunk.fits(place));
+        })?;
+        Ok(is_all)
     }
 
     /// Step 2. `None`: another sweep began meanwhile, and this one has given way.
@@ -414,36 +434,42 @@ impl<'a> Sweep<'a> {
         let mut mover = PackMover::new(self.repository, self.options, &packs, &survey.condemned);
         let condemned: Vec<Listed> =
             packs.iter().filter(|pack| survey.condemned.contains(&pack.id)).copied().collect();
-        let mut rescued = Ok(());
+        let mut mute = Vec::new();
         for pack in condemned {
             self.check()?;
-            rescued = mover.rescue(pack, &self.live).await.map(|bytes| {
-                if bytes > 0 {
-                    self.emit(PruneEvent::Moved { bytes });
-                }
-            });
-            if rescued.is_err() {
-                break;
+            match mover.rescue(pack, &self.live).await {
+                Ok(0) => {}
+                Ok(bytes) => self.emit(PruneEvent::Moved { bytes }),
+                Err(error) if error.is_damage() => mute.push((pack.id, error)),
+                Err(error) => return Err(error.into()),
             }
         }
         let (chunks, bytes) = mover.finish().await?;
         self.moved.0 += chunks;
         self.moved.1 += bytes;
         failpoint("prune::rescued");
-        rescued
+        if mute.is_empty() || self.is_all_elsewhere(&survey.condemned).await? {
+            Ok(())
+        } else {
+            Err(RescueFailure::Mute(mute))
+        }
     }
 
     /// What could not be read is left alone from now on, if it is this sweep that condemned it.
     fn spare(&mut self, failure: RescueFailure, survey: &Survey) -> Result<()> {
         match failure {
             RescueFailure::Other(error) => Err(error),
-            RescueFailure::Pack(pack, error) => {
-                let why = error.to_string();
-                if survey.marks.values().flatten().any(|taken| *taken == pack) || !self.spared.insert(pack) {
-                    return Err(error);
+            RescueFailure::Mute(packs) => {
+                for (pack, error) in packs {
+                    let why = error.to_string();
+                    if survey.marks.values().flatten().any(|taken| *taken == pack)
+                        || !self.spared.insert(pack)
+                    {
+                        return Err(error);
+                    }
+                    self.repository.index().distrust().add(pack, []);
+                    self.emit(PruneEvent::Spared { why });
                 }
-                self.repository.index().distrust().add(pack, []);
-                self.emit(PruneEvent::Spared { why });
                 Ok(())
             }
         }

@@ -63,7 +63,8 @@ impl Sweeper {
     async fn rescue(&self, marked: &Marked) -> Result<()> {
         let mut sweep = Sweep::new(&self.repository, &self.options)?;
         sweep.rescue(&marked.survey).await.map_err(|failure| match failure {
-            RescueFailure::Pack(_, error) | RescueFailure::Other(error) => error,
+            RescueFailure::Mute(mut packs) => packs.swap_remove(0).1,
+            RescueFailure::Other(error) => error,
         })
     }
 

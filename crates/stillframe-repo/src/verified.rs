@@ -35,10 +35,11 @@ pub struct Verification {
 }
 
 impl Verified {
-    /// The newest of all levels, with its level.
-    pub fn newest(&self) -> Option<(&str, &Verification)> {
-        let newest = self.levels.iter().max_by_key(|(_, verification)| verification.at)?;
-        Some((newest.0.as_str(), newest.1))
+    /// What is to be said of it, with its level: damage that no look so deep took back, else the newest.
+    pub fn verdict(&self) -> Option<(&str, &Verification)> {
+        let weight = |found: &Verification| (!found.whole, !found.sound, found.at);
+        let gravest = self.levels.iter().max_by_key(|(_, found)| weight(found))?;
+        Some((gravest.0.as_str(), gravest.1))
     }
 
     /// Whether something of it was lost when somebody looked so deep the last time.
@@ -98,13 +99,17 @@ mod tests {
             whole,
         };
         let mut verified = Verified::default();
-        assert!(!verified.is_damaged() && verified.newest().is_none());
+        assert!(!verified.is_damaged() && verified.verdict().is_none());
         verified.add("decrypt", verification(1, false));
         verified.add("exists", verification(2, true));
         assert!(verified.is_damaged(), "who only looked whether it is there has not seen it");
-        assert_eq!(verified.newest().unwrap().0, "exists");
+        assert_eq!(verified.verdict().unwrap().0, "decrypt", "what people are told is the damage");
+        verified.add("exists", verification(2, false));
+        verified.add("exists", verification(3, true));
+        assert_eq!(verified.verdict().unwrap().0, "decrypt");
         verified.add("open", verification(3, true));
         assert!(!verified.is_damaged());
+        assert_eq!(verified.verdict().unwrap().0, "open");
         assert_eq!(verified.levels.len(), 1);
         verified.add("hash", verification(4, false));
         assert!(verified.is_damaged());

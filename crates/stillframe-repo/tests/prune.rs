@@ -18,7 +18,7 @@ use stillframe_storage::Clock;
 use stillframe_storage::object_store::memory::InMemory;
 use stillframe_storage::object_store::{ObjectStore, ObjectStoreExt};
 use support::fault_store::{FaultStore, Moment, Which};
-use support::{Files, PACK_SIZE, assert_all_whole, clock, describe, files, init, open, read, write};
+use support::{Files, PACK_SIZE, assert_all_whole, change, clock, describe, files, init, open, read, write};
 
 fn quick() -> PruneOptions {
     PruneOptions { pause: Duration::from_millis(1), ..PruneOptions::new(clock()) }
@@ -365,38 +365,81 @@ async fn a_backup_that_cannot_be_walked_stops_it_and_is_named() {
     assert_eq!(assert_all_whole(scene.inner.clone()).await, ["second"]);
 }
 
-/// What is in a pack that cannot be read, nobody knows.
+/// In the table at its end, so that it does not tell what is in it.
+async fn damage_table(scene: &Scene, path: &str) {
+    change(&scene.inner, &path.into(), |bytes| {
+        let at = bytes.len() - 60;
+        bytes[at] ^= 1;
+    })
+    .await;
+}
+
+/// Of one that was there when the pack was damaged, and of one that comes new to a repository without segments.
+async fn both(scene: &Scene, elsewhere: &tempfile::TempDir) -> [Repository; 2] {
+    for path in paths(&*scene.inner, "index").await {
+        scene.inner.delete(&path.as_str().into()).await.unwrap();
+    }
+    [scene.repository.clone(), open(scene.inner.clone(), elsewhere.path()).await]
+}
+
 #[tokio::test(flavor = "multi_thread")]
-async fn a_damaged_pack_is_left_alone_and_told() {
-    let scene = Scene::new().await;
-    let first = write(&scene.repository, "first", &files(9, 20, 3000)).await.unwrap().manifest.id;
-    // Of the first alone, whatever order the random names of packs come in.
-    let damaged = paths(&*scene.inner, "packs").await.swap_remove(0);
-    let kept = files(10, 5, 3000);
-    let second = write(&scene.repository, "second", &kept).await.unwrap().manifest.id;
-    scene.repository.forget(first).await.unwrap();
-    let plan = scene.repository.plan_prune(&quick()).await.unwrap();
-    assert!(plan.dead_packs >= 3, "{plan:?}");
-    // In the table at its end.
-    let path = damaged.as_str().into();
-    let mut bytes = scene.inner.get(&path).await.unwrap().bytes().await.unwrap().to_vec();
-    let at = bytes.len() - 60;
-    bytes[at] ^= 1;
-    scene.inner.put(&path, bytes.into()).await.unwrap();
-    let told = Arc::new(Mutex::new(Vec::new()));
-    let listener = Arc::clone(&told);
-    let events = move |event| {
-        if let PruneEvent::Spared { why } = event {
-            listener.lock().unwrap().push(why);
+async fn a_damaged_pack_goes_when_nothing_is_missing_without_it() {
+    for who in [0, 1] {
+        let (scene, elsewhere) = (Scene::new().await, tempfile::tempdir().unwrap());
+        // Has what all backups share.
+        write(&scene.repository, "before", &files(8, 1, 10)).await.unwrap();
+        let before = paths(&*scene.inner, "packs").await;
+        let first = write(&scene.repository, "first", &files(9, 20, 3000)).await.unwrap().manifest.id;
+        let mut of_first = paths(&*scene.inner, "packs").await;
+        of_first.retain(|path| !before.contains(path));
+        let damaged = of_first.swap_remove(0);
+        let kept = files(10, 5, 3000);
+        let second = write(&scene.repository, "second", &kept).await.unwrap().manifest.id;
+        scene.repository.forget(first).await.unwrap();
+        let plan = scene.repository.plan_prune(&quick()).await.unwrap();
+        damage_table(&scene, &damaged).await;
+        let outcome = both(&scene, &elsewhere).await[who].prune(&quick()).await.unwrap();
+        assert!(plan.dead_packs >= 3 && outcome.packs_deleted >= plan.dead_packs, "{plan:?} {outcome:?}");
+        assert_eq!(outcome.packs_spared, 0, "{outcome:?}");
+        assert!(!paths(&*scene.inner, "packs").await.contains(&damaged), "{who} {outcome:?}");
+        assert!(paths(&*scene.inner, "marks").await.is_empty());
+        assert_eq!(read(&scene.repository, second).await.unwrap(), kept);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_damaged_pack_that_may_hold_what_is_needed_is_left_alone() {
+    for who in [0, 1] {
+        let (scene, elsewhere) = (Scene::new().await, tempfile::tempdir().unwrap());
+        // One chunk each, so that nothing of a pack is needed to find out what is in the others.
+        let all = files(9, 40, 900);
+        let first = write(&scene.repository, "first", &all).await.unwrap().manifest.id;
+        let of_first = paths(&*scene.inner, "packs").await;
+        let kept: Files = all.into_iter().step_by(8).collect();
+        let second = write(&scene.repository, "second", &kept).await.unwrap().manifest.id;
+        scene.repository.forget(first).await.unwrap();
+        assert!(scene.repository.plan_prune(&quick()).await.unwrap().rewritten_packs > 0);
+        for path in &of_first {
+            damage_table(&scene, path).await;
         }
-    };
-    let options = PruneOptions { events: Some(Arc::new(events)), ..quick() };
-    let outcome = scene.repository.prune(&options).await.unwrap();
-    assert_eq!(outcome.packs_spared, 1, "{outcome:?}");
-    assert!(outcome.packs_deleted >= plan.dead_packs - 1, "{outcome:?}");
-    assert!(told.lock().unwrap()[0].contains(&damaged), "{told:?}");
-    assert!(paths(&*scene.inner, "packs").await.contains(&damaged));
-    assert_eq!(read(&scene.repository, second).await.unwrap(), kept);
+        let told = Arc::new(Mutex::new(Vec::new()));
+        let listener = Arc::clone(&told);
+        let events = move |event| {
+            if let PruneEvent::Spared { why } = event {
+                listener.lock().unwrap().push(why);
+            }
+        };
+        let options = PruneOptions { events: Some(Arc::new(events)), ..quick() };
+        let outcome = both(&scene, &elsewhere).await[who].prune(&options).await.unwrap();
+        // Who does not know what was in them condemns none of them.
+        assert_eq!(outcome.packs_spared > 0, who == 0, "{outcome:?}");
+        assert_eq!(told.lock().unwrap().len() as u64, outcome.packs_spared);
+        assert!(told.lock().unwrap().iter().all(|why| of_first.iter().any(|path| why.contains(path))));
+        let now = paths(&*scene.inner, "packs").await;
+        assert!(of_first.iter().all(|path| now.contains(path)), "{now:?} {of_first:?}");
+        assert!(paths(&*scene.inner, "marks").await.is_empty());
+        assert_eq!(read(&scene.repository, second).await.unwrap(), kept, "the index still knows");
+    }
 }
 
 /// Two at once, on machines of their own, again and again.
