@@ -8,16 +8,7 @@ use stillframe_jobs::{Job, Phase, Progress};
 use tokio_util::sync::CancellationToken;
 
 use crate::reserve::{Reserve, ReserveWatch};
-use crate::{EngineError, Event, Surroundings};
-
-/// A source and what it is called in a backup.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct NamedSource {
-    /// Unique within one backup; a plain file name.
-    pub name: String,
-    /// What to capture.
-    pub source: Source,
-}
+use crate::{EngineError, Event, NamedSource, Surroundings};
 
 /// Captures all of `sources` at instants as close together as can be.
 pub(crate) async fn capture_all(

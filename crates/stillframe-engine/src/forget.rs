@@ -105,14 +105,36 @@ pub async fn plan_forget(
     }
 }
 
+/// What a new backup takes the place of.
+#[derive(Debug, Default)]
+pub struct AfterBackup {
+    /// Of the same machine, sources and name, and of the same installation, what no rule keeps.
+    pub plan: ForgetPlan,
+    /// How many more there are of another installation. Two machines may be called the same, and each has rules of its own: they stay.
+    pub foreign: u64,
+}
+
+/// Decides what goes now that `backup` is there. Nothing is written.
+pub async fn plan_after(
+    repo: &Repository,
+    backup: BackupId,
+    retention: Retention,
+    now: Timestamp,
+) -> Result<AfterBackup, EngineError> {
+    let made = repo.manifest(backup).await?;
+    let is_like_it =
+        |manifest: &Manifest| history(manifest) == history(&made) && manifest.draft.name == made.draft.name;
+    let is_ours = |manifest: &Manifest| manifest.draft.writer == made.draft.writer;
+    let wanted = |manifest: &Manifest| is_like_it(manifest) && is_ours(manifest);
+    let foreign = repo.backups().await?.readable.iter().filter(|it| is_like_it(it) && !is_ours(it)).count();
+    let plan = plan_forget(repo, &Selection::Policy { wanted: &wanted, retention }, now).await?;
+    Ok(AfterBackup { plan, foreign: foreign as u64 })
+}
+
 /// Backups with the same key are one history.
 type History<'a> = (&'a str, Option<&'a str>, Option<&'a str>, Vec<&'a str>);
 
-/// Whether two backups are of one history: of one machine (node, shard) and the same sources.
-pub fn are_of_one_history(one: &Manifest, other: &Manifest) -> bool {
-    history(one) == history(other)
-}
-
+/// Of one machine (node, shard) and the same sources.
 fn history(manifest: &Manifest) -> History<'_> {
     let draft = &manifest.draft;
     let mut sources: Vec<&str> = draft.sources.iter().map(|source| source.url.as_str()).collect();

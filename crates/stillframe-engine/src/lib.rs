@@ -31,6 +31,7 @@ mod list_order;
 mod listening;
 #[cfg(test)]
 mod made_up;
+mod named_source;
 pub mod prune;
 mod remark;
 pub mod repair;
@@ -43,11 +44,11 @@ mod unchanged;
 pub mod verify;
 mod workers;
 
-pub use capturing::NamedSource;
 pub use error::EngineError;
 pub use event::Event;
 pub use image::{ImageOptions, ImageOutcome, create_image};
 pub use kind::Kind;
+pub use named_source::NamedSource;
 pub use reserve::Reserve;
 pub use retention::Retention;
 pub use surroundings::Surroundings;

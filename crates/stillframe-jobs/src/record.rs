@@ -27,12 +27,17 @@ impl fmt::Display for JobId {
 }
 
 impl FromStr for JobId {
-    type Err = std::num::ParseIntError;
+    type Err = JobIdError;
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
-        text.parse().map(Self)
+        text.parse().map(Self).map_err(|_| JobIdError(text.to_owned()))
     }
 }
+
+/// A number that is none. Give one that the history shows.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{0:?} is not the number of a job: give a whole number, as the history shows it")]
+pub struct JobIdError(String);
 
 /// Why a job failed.
 #[derive(Debug, Clone, PartialEq, Eq)]

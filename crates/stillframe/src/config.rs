@@ -11,7 +11,9 @@ use clap::error::ErrorKind;
 use clap::{ArgAction, Command, CommandFactory, FromArgMatches, Parser};
 use toml::{Table, Value};
 
-use crate::cli::Cli;
+use crate::cli::{Cli, Command as Chosen};
+use crate::passphrase::is_given;
+use crate::repository::PASSPHRASE;
 
 /// Names the file; empty: there is none.
 const VARIABLE: &str = "STILLFRAME_CONFIG";
@@ -58,16 +60,32 @@ pub fn parse(words: &[OsString]) -> Result<Cli, (clap::Error, Option<PathBuf>)> 
     let Some((path, is_asked_for)) = place(words) else {
         return Cli::try_parse_from(words).map_err(|error| (error, None));
     };
-    let failed = |error| (error, Some(path.clone()));
+    if let Some(answered) = without(words) {
+        return answered.map_err(|error| (error, None));
+    }
     let text = match std::fs::read_to_string(&path) {
         Ok(text) => text,
         Err(error) if error.kind() == std::io::ErrorKind::NotFound && !is_asked_for => String::new(),
-        Err(error) => return Err(failed(wrong(&format!("cannot read {}: {error}", path.display())))),
+        Err(error) => {
+            let why = format!("cannot read the configuration {:?}: {error}", path.display().to_string());
+            return Err((wrong(&why), None));
+        }
     };
-    let command = configured(Cli::command(), &text)
-        .map_err(|why| failed(wrong(&format!("{}: {why}", path.display()))))?;
+    let is_answered = is_given(None, PASSPHRASE);
+    let command = configured(Cli::command(), &text, is_answered)
+        .map_err(|why| (wrong(&format!("{}: {why}", path.display())), None))?;
+    let failed = |error| (error, Some(path.clone()));
     let matches = command.try_get_matches_from(words).map_err(failed)?;
     Cli::from_arg_matches(&matches).map_err(failed)
+}
+
+/// Help, the version and completions need no configuration, and are there when it is broken, too.
+fn without(words: &[OsString]) -> Option<Result<Cli, clap::Error>> {
+    match Cli::try_parse_from(words) {
+        Ok(cli) => matches!(cli.command, Chosen::Completions { .. }).then_some(Ok(cli)),
+        Err(error) if !error.use_stderr() => Some(Err(error)),
+        Err(_) => None,
+    }
 }
 
 fn wrong(message: &str) -> clap::Error {
@@ -98,8 +116,8 @@ fn place(words: &[OsString]) -> Option<(PathBuf, bool)> {
     own.into_iter().chain([of_all]).find(|path| path.is_file()).map(|path| (path, false))
 }
 
-/// The command line with other defaults.
-fn configured(mut command: Command, text: &str) -> Result<Command, String> {
+/// The command line with other defaults. Where the environment answers what the passphrase is, no file does.
+fn configured(mut command: Command, text: &str, is_answered: bool) -> Result<Command, String> {
     let table: Table =
         text.parse().map_err(|error: toml::de::Error| error.to_string().trim_end().to_owned())?;
     for (key, value) in table {
@@ -116,7 +134,10 @@ fn configured(mut command: Command, text: &str) -> Result<Command, String> {
                 *section = with_default(changed, &id, &option, &value)?;
             }
         } else if FOR_ALL.contains(&key.as_str()) {
-            command = for_all(command, &key, &value)?;
+            let changed = for_all(command.clone(), &key, &value)?;
+            if key != "passphrase-file" || !is_answered {
+                command = changed;
+            }
         } else {
             return Err(unknown("option", &key, FOR_ALL.into_iter()));
         }
@@ -179,10 +200,9 @@ fn unknown<'a>(what: &str, key: &str, known: impl Iterator<Item = &'a str>) -> S
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::cli::Command as Chosen;
 
     fn parsed(text: &str, words: &[&str]) -> Result<Cli, String> {
-        let command = configured(Cli::command(), text)?;
+        let command = configured(Cli::command(), text, false)?;
         let words = std::iter::once("stillframe").chain(words.iter().copied());
         let matches = command.try_get_matches_from(words).map_err(|error| error.to_string())?;
         Cli::from_arg_matches(&matches).map_err(|error| error.to_string())
@@ -221,6 +241,31 @@ mod tests {
     }
 
     #[test]
+    fn a_passphrase_of_the_environment_comes_before_a_configured_file() {
+        let text = "repo = \"/r\"\npassphrase-file = \"/p\"";
+        for (is_answered, file) in [(false, Some("/p")), (true, None)] {
+            let command = configured(Cli::command(), text, is_answered).unwrap();
+            let matches = command.try_get_matches_from(["stillframe", "snapshots"]).unwrap();
+            let Chosen::Snapshots(options) = Cli::from_arg_matches(&matches).unwrap().command else {
+                panic!()
+            };
+            assert_eq!(options.repo.passphrase.passphrase_file.as_deref(), file.map(Path::new));
+        }
+        assert!(configured(Cli::command(), "passphrase-file = 7.5", true).is_err(), "looked at all the same");
+    }
+
+    #[test]
+    fn help_needs_no_configuration() {
+        let words = |text: &str| -> Vec<OsString> { text.split(' ').map(OsString::from).collect() };
+        assert!(without(&words("stillframe --help")).unwrap().is_err());
+        assert!(without(&words("stillframe backup --help")).unwrap().is_err());
+        assert!(without(&words("stillframe --version")).unwrap().is_err());
+        assert!(without(&words("stillframe completions bash")).unwrap().is_ok());
+        assert!(without(&words("stillframe jobs")).is_none());
+        assert!(without(&words("stillframe backup --tpyo")).is_none());
+    }
+
+    #[test]
     fn every_option_that_a_section_may_hold_is_one() {
         let mut command = Cli::command();
         for (name, options) in IN_SECTIONS {
@@ -244,7 +289,7 @@ mod tests {
             ("[forget]\nkeep-daily = 7", "no section \"forget\""),
             ("repo = ", "TOML parse error"),
         ] {
-            match configured(Cli::command(), text) {
+            match configured(Cli::command(), text, false) {
                 Err(why) => assert!(why.contains(said), "{text}: {why}"),
                 Ok(_) => assert!(said.is_empty(), "{text} was taken"),
             }

@@ -73,11 +73,15 @@ fn refuse(error: &clap::Error, config: Option<&Path>) -> ExitCode {
         let _ = writeln!(std::io::stdout().lock(), "{object}");
     }
     let _ = error.print();
-    if error.kind() == ErrorKind::MissingRequiredArgument && error.to_string().contains("--repo") {
+    let no_repository = std::env::var_os("STILLFRAME_REPO").is_none();
+    if error.kind() == ErrorKind::MissingRequiredArgument
+        && no_repository
+        && error.to_string().contains("--repo")
+    {
         say("  tip: the repository is given with -r, or once for all in STILLFRAME_REPO");
     }
     if let Some(config) = config.filter(|_| error.use_stderr()) {
-        say(&format!("  note: what was not given is as {} says", config.display()));
+        say(&format!("  note: what is not given is as {} says", config.display()));
     }
     if error.use_stderr() { ExitCode::from(exit_code(Kind::Usage)) } else { ExitCode::SUCCESS }
 }

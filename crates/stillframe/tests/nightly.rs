@@ -105,7 +105,11 @@ fn a_configuration_that_means_nothing_is_an_error_that_names_it() {
     let refused = bad(&scene, &["backup"], 2);
     assert!(refused.contains(&place) && refused.contains("whole number from 1"), "{refused}");
     let refused = bad(&scene, &["--config=/no/such.toml", "snapshots"], 2);
-    assert!(refused.contains("cannot read /no/such.toml"), "{refused}");
+    assert!(refused.contains("cannot read the configuration \"/no/such.toml\""), "{refused}");
+    assert!(!refused.contains("what is not given"), "nothing was read from it: {refused}");
+    let refused = bad(&scene, &["--config=", "snapshots"], 2);
+    assert!(refused.contains("the configuration \"\""), "{refused}");
+    assert!(good(&scene, &["--config=/no/such.toml", "--version"]).contains("stillframe"));
     configure(&scene, "prune = true\nsources = [\"files:one\"]\n");
     assert!(bad(&scene, &["backup"], 2).contains("without a rule"));
 }

@@ -1,18 +1,17 @@
 //! `backup`.
 
 use std::cell::OnceCell;
-use std::collections::BTreeSet;
 use std::ffi::OsString;
-use std::path::{Component, Path};
+use std::path::Path;
 use std::sync::Arc;
 
 use serde_json::json;
-use stillframe_capture::{Source, Weakening};
+use stillframe_capture::Weakening;
 use stillframe_engine::create::{CreateOptions, CreateOutcome, CreatePlan, Origin, create, plan};
-use stillframe_engine::forget::{Selection, are_of_one_history, plan_forget};
+use stillframe_engine::forget::{AfterBackup, plan_after};
 use stillframe_engine::{NamedSource, Retention};
 use stillframe_jobs::{CpuShare, Pace, Phase};
-use stillframe_repo::{BackupId, Manifest, Repository};
+use stillframe_repo::{BackupId, Repository};
 use stillframe_storage::{BandwidthLimit, path_text};
 
 use crate::cli::Backup;
@@ -99,23 +98,15 @@ async fn let_go(
     place: &str,
     prune: bool,
 ) -> Result<(), Failure> {
-    let made = repo.manifest(backup).await?;
-    let is_like_it =
-        |manifest: &Manifest| are_of_one_history(manifest, &made) && manifest.draft.name == made.draft.name;
-    // Two machines may be called the same, and two installations have rules of their own.
-    let is_ours = |manifest: &Manifest| manifest.draft.writer == made.draft.writer;
-    let others = repo.backups().await?.readable.iter().filter(|it| is_like_it(it) && !is_ours(it)).count();
-    if others > 0 {
+    let AfterBackup { plan, foreign } = plan_after(repo, backup, retention, session.clock.now()).await?;
+    if foreign > 0 {
         session.console.note(format!(
             "{} of the same machine's name, sources and name are of another installation, and stay; `stillframe forget` takes them",
-            count(others as u64, "backup")
+            count(foreign, "backup")
         ));
     }
-    let wanted = |manifest: &Manifest| is_like_it(manifest) && is_ours(manifest);
-    let selection = Selection::Policy { wanted: &wanted, retention };
-    let plan = plan_forget(repo, &selection, session.clock.now()).await?;
     let subject = format!("those before {backup} of {place}");
-    carry_out(session, repo, place, &subject, &plan, Todo { dry_run: false, prune }).await
+    carry_out(session, repo, place, &subject, &plan, Todo { dry_run: false, prune, tell_all: false }).await
 }
 
 /// All that can be found wrong before there is anything to do.
@@ -150,76 +141,10 @@ fn share_of(args: &Backup) -> CpuShare {
     CpuShare::on_this_machine(pace, args.cpu_percent)
 }
 
-/// Each source's name in the backup: the last part of its path, and as many before it as tell it from the others. Where whole paths do
-/// not, those that clash are numbered in the order of their paths. So no name depends on the order in which the sources are given.
 fn named_sources(given: &[OsString]) -> Result<Vec<NamedSource>, Failure> {
-    let mut sources: Vec<Source> = Vec::new();
-    for text in given {
-        let source = parse_source(text)?;
-        let place = |source: &Source| std::fs::canonicalize(&source.path).unwrap_or(source.path.clone());
-        if sources.iter().any(|other| place(other) == place(&source)) {
-            return Err(Failure::new(Kind::Usage, format!("{} is given twice", path_text(text))));
-        }
-        sources.push(source);
-    }
-    let names = unique_names(&sources.iter().map(|source| source.path.as_path()).collect::<Vec<_>>());
-    Ok(names.into_iter().zip(sources).map(|(name, source)| NamedSource { name, source }).collect())
-}
-
-fn unique_names(paths: &[&Path]) -> Vec<String> {
-    let parts: Vec<Vec<String>> = paths
-        .iter()
-        .map(|path| {
-            let names = path.components().filter(|part| matches!(part, Component::Normal(_)));
-            names.map(path_text).collect()
-        })
-        .collect();
-    let mut lengths = vec![1; parts.len()];
-    loop {
-        let names: Vec<String> = parts
-            .iter()
-            .zip(&lengths)
-            .map(|(parts, length)| match parts.len().saturating_sub(*length) {
-                _ if parts.is_empty() => "root".to_owned(),
-                skipped => parts.get(skipped..).unwrap_or_default().join("-"),
-            })
-            .collect();
-        let is_double = |name: &String| is_double(&names, name);
-        if !names.iter().any(is_double) {
-            return names;
-        }
-        let mut grown = false;
-        for ((length, name), parts) in lengths.iter_mut().zip(&names).zip(&parts) {
-            if is_double(name) && *length < parts.len() {
-                *length += 1;
-                grown = true;
-            }
-        }
-        if !grown {
-            return numbered(paths, &names);
-        }
-    }
-}
-
-fn is_double(names: &[String], name: &str) -> bool {
-    names.iter().filter(|other| *other == name).count() > 1
-}
-
-/// `a-b/c` and `a/b-c` are both `a-b-c`: only a number is left to tell them apart, which may not make it the name of another one.
-fn numbered(paths: &[&Path], names: &[String]) -> Vec<String> {
-    let mut taken: BTreeSet<String> = names.iter().cloned().collect();
-    let is_double = |name: &String| is_double(names, name);
-    let mut clashing: Vec<(&Path, usize)> =
-        paths.iter().copied().zip(0..).filter(|(_, at)| names.get(*at).is_some_and(is_double)).collect();
-    clashing.sort_unstable();
-    let mut numbered = names.to_vec();
-    for (_, at) in clashing {
-        let Some(name) = numbered.get_mut(at) else { continue };
-        let free = (1..=2 * names.len()).map(|n| format!("{name}-{n}")).find(|name| !taken.contains(name));
-        *name = free.expect("there are more numbers than names");
-        taken.insert(name.clone());
-    }
-    numbered
+    let sources = given.iter().map(|text| parse_source(text)).collect::<Result<Vec<_>, _>>()?;
+    NamedSource::name_all(sources)
+        .map_err(|twice| Failure::new(Kind::Usage, format!("{twice} is given twice")))
 }
 
 fn origin(session: &Session) -> Origin {
@@ -311,27 +236,6 @@ mod tests {
 
     use super::*;
     use crate::cli::{Cli, Command};
-
-    #[test]
-    fn names_tell_sources_apart_whatever_their_order() {
-        let names = |paths: &[&str]| unique_names(&paths.iter().map(Path::new).collect::<Vec<_>>());
-        assert_eq!(names(&["/srv/a/db", "/srv/kv"]), ["db", "kv"]);
-        assert_eq!(names(&["/srv/a/db", "/srv/b/db", "/srv/kv"]), ["a-db", "b-db", "kv"]);
-        assert_eq!(names(&["/srv/b/db", "/srv/a/db", "/srv/kv"]), ["b-db", "a-db", "kv"]);
-        assert_eq!(names(&["/x/a/db", "/y/a/db", "/db"]), ["x-a-db", "y-a-db", "db"]);
-        assert_eq!(names(&["/"]), ["root"]);
-    }
-
-    #[test]
-    fn names_that_only_a_number_tells_apart_are_the_same_in_every_order_and_leave_the_others_alone() {
-        let paths = ["/a-b/c", "/a/b-c", "/c", "/b-c", "/kv", "/a-b-c-1"];
-        // The number 1 would be the name of another one.
-        let named = ["a-b-c-3", "a-b-c-2", "c", "b-c", "kv", "a-b-c-1"];
-        for order in [[0, 1, 2, 3, 4, 5], [1, 0, 2, 3, 4, 5], [5, 4, 3, 2, 1, 0], [3, 5, 1, 4, 0, 2]] {
-            let given: Vec<_> = order.iter().map(|at| Path::new(paths[*at])).collect();
-            assert_eq!(unique_names(&given), order.map(|at| named[at]));
-        }
-    }
 
     fn parsed(words: &[&str]) -> Backup {
         let all = [&["stillframe", "backup", "files:one", "-r", "repo"], words].concat();

@@ -24,7 +24,7 @@ pub async fn run(session: &Session, args: &Forget) -> Result<(), Failure> {
     let subject = format!("{} of {place}", words(args, &labels));
     let prepared = prepare(session, args, &labels, retention).await;
     let Prepared { repo, plan, _uploads } = session.recorded("forget", &subject, prepared)?;
-    let todo = Todo { dry_run: args.dry_run, prune: args.prune };
+    let todo = Todo { dry_run: args.dry_run, prune: args.prune, tell_all: true };
     carry_out(session, &repo, &place, &subject, &plan, todo).await
 }
 
@@ -35,6 +35,8 @@ pub struct Todo {
     pub dry_run: bool,
     /// Give the room back.
     pub prune: bool,
+    /// The plan was asked for: why each stays is told, too.
+    pub tell_all: bool,
 }
 
 /// Tells the plan, and does what it says.
@@ -46,16 +48,15 @@ pub async fn carry_out(
     plan: &ForgetPlan,
     todo: Todo,
 ) -> Result<(), Failure> {
-    tell(session, plan);
+    tell(session, plan, todo.tell_all);
     let going = plan.going().count() as u64;
     let staying = plan.decisions.len() as u64 - going;
     let mut forgotten: Vec<BackupId> = plan.going().collect();
     if todo.dry_run {
-        session.console.line(format!(
-            "{} would be forgotten, {} would stay; nothing was changed",
-            count(going, "backup"),
-            staying
-        ));
+        let stay = if staying > 0 { format!(", {staying} would stay") } else { String::new() };
+        session
+            .console
+            .line(format!("{} would be forgotten{stay}; nothing was changed", count(going, "backup")));
     } else if going > 0 {
         let outcome = session
             .run_job("forget", subject, &[Phase::Transferring], full_share(), async |job, surroundings| {
@@ -67,9 +68,9 @@ pub async fn carry_out(
         forgotten = outcome.forgotten;
         let stay = staying + outcome.spared.len() as u64;
         let next = if todo.prune { "" } else { "; `stillframe prune` gives their room back" };
-        session
-            .console
-            .line(format!("{} forgotten, {stay} kept{next}", count(forgotten.len() as u64, "backup")));
+        // Where backups are named nobody looked at the others.
+        let kept = if stay > 0 { format!(", {stay} kept") } else { String::new() };
+        session.console.line(format!("{} forgotten{kept}{next}", count(forgotten.len() as u64, "backup")));
     } else {
         session.console.line(format!("nothing to forget: {staying} kept"));
     }
@@ -175,9 +176,13 @@ async fn find(session: &Session, repo: &Repository, text: &str) -> Result<Backup
     }
 }
 
-fn tell(session: &Session, plan: &ForgetPlan) {
+fn tell(session: &Session, plan: &ForgetPlan, all: bool) {
     for decision in &plan.decisions {
-        session.console.answer(line(decision));
+        if all {
+            session.console.answer(line(decision));
+        } else if decision.goes() {
+            session.console.line(line(decision));
+        }
         let manifest = decision.manifest.as_ref();
         let draft = manifest.map(|manifest| &manifest.draft);
         let urls =

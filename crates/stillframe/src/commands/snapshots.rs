@@ -74,7 +74,7 @@ impl Notes {
         if let Some(pin) = self.pins.get(&id) {
             words.push(Pin::words(pin.as_ref()));
         }
-        if let Some((level, verification)) = self.verified.get(&id).and_then(Verified::newest) {
+        if let Some((level, verification)) = self.verified.get(&id).and_then(Verified::verdict) {
             let found = match (verification.sound, verification.whole) {
                 (true, _) => "sound",
                 (false, true) => "whole, not sound",
