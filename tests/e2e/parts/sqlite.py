@@ -1,10 +1,12 @@
 """Captures of SQLite databases in use, by writers that are not ours, in both journal modes."""
 
 import os
+import shutil
 import signal
 import sqlite3
 import sys
 import time
+from pathlib import Path
 
 import sqlite_oracle
 from capturing import kept_image, through_repository
@@ -12,6 +14,7 @@ from inventory import demand_no_leftovers, demand_unchanged, inventory
 from program import NOT_CAPTURABLE
 from report import Failed
 from sqlite_writer import ShellWriter, SqliteWriter, demand_exact
+from workplace import NOBODY
 
 #: Name → (writer, its settings, whether a refused commit is the application's own choice).
 SETTINGS = {
@@ -36,6 +39,7 @@ def run(trial):
             captures(trial, name, kind, settings, may_refuse)
     if not trial.only:
         crashed_wal(trial)
+        stale_index(trial)
         killed_among_others(trial)
         hot_journal(trial)
         empty(trial)
@@ -145,6 +149,61 @@ def crashed_wal(trial):
             last = demand_exact(trial.workplace, root / f"image-{turn}" / writer.path.name, acked, begun)
         line.say(n=last, wal=os.path.getsize(f"{writer.path}-wal"))
         writer.close()
+
+
+def stale_index(trial):
+    """The index is never synced: after a crash of the machine, or in a snapshot of its disk, it speaks of an earlier log. Who may not write it reads the
+    log itself, as SQLite does."""
+    for name in ("behind", "behind a checkpoint", "of an empty log"):
+        root = trial.workplace.dir("sqlite-stale")
+        (root / "db").mkdir()
+        writer = SqliteWriter(trial.workplace, root / "db", journal="wal", synchronous="off", wal_autocheckpoint=0).start()
+        index, kept = Path(f"{writer.path}-shm"), root / "shm"
+        writer.wait(20)
+        # Between two transactions, or nothing can be checkpointed.
+        while True:
+            writer.process.send_signal(signal.SIGSTOP)
+            if name != "of an empty log" or checkpointed(writer.path, "TRUNCATE"):
+                break
+            writer.process.send_signal(signal.SIGCONT)
+            time.sleep(0.01)
+        shutil.copy(index, kept)
+        writer.process.send_signal(signal.SIGCONT)
+        writer.wait(300)
+        if name == "behind a checkpoint":
+            if not checkpointed(writer.path, "PASSIVE"):
+                raise Failed("nothing was checkpointed")
+            writer.wait(100)
+        writer.kill()
+        acked, begun = writer.acked(), writer.begun()
+        shutil.copy(kept, index)
+        for who in ("on a read-only file system", "under another user"):
+            with trial.report.check(f"sqlite index {name}, {who}") as line:
+                own = trial.workplace.dir("own")
+                own.chmod(0o777)
+                view = trial.workplace.mount_read_only("view", root / "db") if who.startswith("on") else root / "db"
+                user = NOBODY if who.startswith("under") else None
+                try:
+                    before = inventory(root / "db")
+                    trial.program().image(f"sqlite:{view / writer.path.name}", own / "image", "--staging", own, user=user)
+                    demand_unchanged(before, inventory(root / "db"))
+                    line.say(n=demand_exact(trial.workplace, own / "image" / writer.path.name, acked, begun))
+                finally:
+                    if user is None:
+                        trial.workplace.unmount(view)
+        writer.close()
+        trial.workplace.remove(root)
+
+
+def checkpointed(path, how):
+    database = sqlite3.connect(path, timeout=0)
+    try:
+        (busy, _, _), = database.execute(f"PRAGMA wal_checkpoint({how})").fetchall()
+        return not busy
+    except sqlite3.OperationalError:
+        return False
+    finally:
+        database.close()
 
 
 #: One that is killed in the middle of a commit, and others that go on: rewrites a run of rows of one of two tables.

@@ -198,10 +198,12 @@ impl Wal {
     pub(super) fn look(path: PathBuf, index: &Path) -> Result<Self, CaptureError> {
         let length = std::fs::metadata(&path).map_or(0, |meta| meta.len());
         let failed = |error| CaptureError::from_io("read", index, error);
-        let index = match File::open(index) {
+        // Opened as SQLite opens it. One that it may not write it does not believe while nobody else keeps it up: the file is never
+        // synced, and after a crash of the machine, or in a snapshot of its disk, speaks of an earlier state of the log.
+        let index = match File::options().read(true).write(true).open(index) {
             Ok(file) => Some(file),
             // SQLite found its own way without it.
-            Err(error) if error.kind() == io::ErrorKind::NotFound => None,
+            Err(error) if is_not_for_us(error.kind()) => None,
             Err(error) => return Err(failed(error)),
         };
         let end = index.as_ref().map(IndexHeader::read).transpose().map_err(failed)?.flatten();
@@ -296,6 +298,13 @@ impl Wal {
         }
         self.is_the_same()
     }
+}
+
+fn is_not_for_us(kind: io::ErrorKind) -> bool {
+    matches!(
+        kind,
+        io::ErrorKind::NotFound | io::ErrorKind::PermissionDenied | io::ErrorKind::ReadOnlyFilesystem
+    )
 }
 
 fn place_of(frame: u32, header: &Header) -> u64 {
