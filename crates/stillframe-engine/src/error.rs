@@ -66,12 +66,14 @@ pub enum EngineError {
         advice: &'static str,
     },
     /// The target may not be written.
-    #[error("cannot {action} {path}: permission denied")]
+    #[error("cannot {action} {path}: {}", refusal(*.why))]
     Permission {
         /// What was tried.
         action: &'static str,
         /// On what.
         path: PathBuf,
+        /// Whether the user may not, or nobody.
+        why: io::ErrorKind,
     },
     /// Anything else the operating system said.
     #[error("cannot {action} {path}: {source}")]
@@ -104,7 +106,7 @@ pub enum EngineError {
     },
     /// A table was cut while it was read, by its owner, and no link could keep it. Capture again; in the end, run as its owner.
     #[error(
-        "{path}: it was cut by its owner while it was read, again and again: this user may not make hard links to it, which would keep it;          run as its owner or as root, or make the backup faster (--fast, no --limit-bandwidth)"
+        "{path}: it was cut by its owner while it was read, again and again: this user may not make hard links to it, which would keep it; run as its owner or as root, or make the backup faster (--fast, no --limit-bandwidth)"
     )]
     CutShort {
         /// The file, in the source.
@@ -131,7 +133,7 @@ impl EngineError {
             match source.kind() {
                 io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => Self::NoSpace { path },
                 io::ErrorKind::PermissionDenied | io::ErrorKind::ReadOnlyFilesystem => {
-                    Self::Permission { action, path }
+                    Self::Permission { action, path, why: source.kind() }
                 }
                 _ => Self::Io { action, path, source },
             }
@@ -193,6 +195,14 @@ impl From<StopReason> for EngineError {
             StopReason::Cancelled => Self::Cancelled,
             reason @ StopReason::Deadline { .. } => Self::Deadline(reason),
         }
+    }
+}
+
+fn refusal(why: io::ErrorKind) -> &'static str {
+    if why == io::ErrorKind::ReadOnlyFilesystem {
+        "the file system is read-only"
+    } else {
+        "permission denied"
     }
 }
 

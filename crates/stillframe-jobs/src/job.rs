@@ -13,7 +13,7 @@ use tokio_util::sync::CancellationToken;
 use crate::heartbeat::Heartbeat;
 use crate::history::Store;
 use crate::record::{JobFailure, JobId, signed};
-use crate::{Deadlines, Owner, Phase, Progress, ProgressMeter, Reading, State};
+use crate::{Deadlines, Limit, Owner, Phase, Progress, ProgressMeter, Reading, State};
 
 /// How a job is to be run.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -41,6 +41,8 @@ pub enum StopReason {
         state: State,
         /// What it was allowed.
         limit: Duration,
+        /// Since the last progress, however long it ran.
+        is_progress: bool,
     },
 }
 
@@ -48,8 +50,13 @@ impl fmt::Display for StopReason {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Cancelled => f.write_str("cancelled"),
-            Self::Deadline { state, limit } => {
-                write!(f, "stopped: {state} took longer than its limit of {}", describe(*limit))
+            Self::Deadline { state, limit, is_progress } => {
+                write!(
+                    f,
+                    "stopped: {state} took longer than its limit of {}{}",
+                    describe(*limit),
+                    if *is_progress { " without progress" } else { "" }
+                )
             }
         }
     }
@@ -352,7 +359,9 @@ impl Shared {
         match live.state {
             State::Working(_) => {
                 tracing::warn!(state = %live.state, "a job takes longer than its limit and is being stopped");
-                live.stop = Some(StopReason::Deadline { state: live.state, limit: limit.length() });
+                let is_progress = matches!(limit, Limit::WithoutProgress(_));
+                live.stop =
+                    Some(StopReason::Deadline { state: live.state, limit: limit.length(), is_progress });
                 self.token.cancel();
                 self.go(live, State::Cancelling);
             }

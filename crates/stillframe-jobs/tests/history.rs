@@ -240,7 +240,7 @@ fn a_phase_without_progress_is_stopped_at_its_deadline_and_fails_with_its_name()
     job.progress(&Progress { bytes_done: 10, ..Progress::new(Phase::Transferring) });
     eventually("the heartbeat stops it", || job.token().is_cancelled());
     let state = State::Working(Phase::Transferring);
-    assert_eq!(job.stop_reason(), Some(StopReason::Deadline { state, limit }));
+    assert_eq!(job.stop_reason(), Some(StopReason::Deadline { state, limit, is_progress: true }));
     assert_eq!(job.cancelled(), State::Failed);
     let failure = history.get(id).unwrap().unwrap().failure.unwrap();
     assert_eq!(failure.kind, "deadline");

@@ -89,7 +89,7 @@ pub enum Error {
         object: String,
     },
     /// The store refuses access.
-    #[error("{object}: permission denied while trying to {doing}")]
+    #[error("{object}: {} while trying to {doing}", refusal(.source))]
     PermissionDenied {
         /// What was tried.
         doing: &'static str,
@@ -240,6 +240,13 @@ fn root_cause(error: &object_store::Error) -> String {
         cause = inner;
     }
     cause.to_string()
+}
+
+fn refusal(error: &object_store::Error) -> &'static str {
+    match io_cause(error).map(std::io::Error::kind) {
+        Some(std::io::ErrorKind::ReadOnlyFilesystem) => "the file system is read-only",
+        _ => "permission denied",
+    }
 }
 
 fn unopened(keys: usize) -> String {

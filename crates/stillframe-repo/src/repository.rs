@@ -419,9 +419,9 @@ impl Repository {
         {
             return Ok(id);
         }
-        let backups = self.backups().await?;
+        let Backups { readable, unreadable, .. } = self.backups().await?;
         let is_prefix = |id: &BackupId| !text.is_empty() && id.to_string().starts_with(text);
-        let named = backups.readable.iter().filter(|manifest| manifest.draft.name.as_deref() == Some(text));
+        let named = readable.iter().filter(|manifest| manifest.draft.name.as_deref() == Some(text));
         let mut ids: Vec<BackupId> = named.map(|manifest| manifest.id).collect();
         let is_name = !ids.is_empty();
         ids.extend(existing.into_iter().chain(lost).filter(is_prefix));
@@ -429,13 +429,13 @@ impl Repository {
         ids.dedup();
         // What cannot be read may have the same name, and be the newer one.
         if is_name || ids.is_empty() {
-            refuse_unreadable(&backups, "the backup of this name")?;
+            refuse_unreadable(unreadable, &readable, "the backup of this name")?;
         }
         if let [id] = ids.as_slice() {
             return Ok(*id);
         }
-        let place = |id: &BackupId| backups.readable.iter().rposition(|manifest| manifest.id == *id);
-        let made = |id: &BackupId| Some(backups.readable.get(place(id)?)?.created);
+        let place = |id: &BackupId| readable.iter().rposition(|manifest| manifest.id == *id);
+        let made = |id: &BackupId| Some(readable.get(place(id)?)?.created);
         ids.sort_by_key(|id| std::cmp::Reverse(place(id)));
         let backups: Vec<_> = ids.iter().map(|id| (*id, made(id))).collect();
         if backups.is_empty() {
@@ -458,10 +458,9 @@ impl Repository {
 
     /// The newest backup of those that are wanted. An error while any cannot be read, since that may be it.
     pub async fn latest(&self, wanted: impl Fn(&Manifest) -> bool) -> Result<Latest> {
-        let backups = self.backups().await?;
-        refuse_unreadable(&backups, "the latest backup")?;
-        let backup = backups.readable.into_iter().rev().find(wanted);
-        Ok(Latest { backup, unfinished: backups.unfinished })
+        let Backups { readable, unreadable, unfinished } = self.backups().await?;
+        refuse_unreadable(unreadable, &readable, "the latest backup")?;
+        Ok(Latest { backup: readable.into_iter().rev().find(wanted), unfinished })
     }
 }
 
@@ -478,13 +477,15 @@ pub struct Latest {
 const LATEST: &str = "latest";
 
 /// Fails for the first backup that cannot be read, because it may be the one that is meant.
-fn refuse_unreadable(backups: &Backups, meant: &str) -> Result<()> {
-    let Some((id, error)) = backups.unreadable.first() else { return Ok(()) };
+fn refuse_unreadable(unreadable: Vec<(BackupId, Error)>, readable: &[Manifest], meant: &str) -> Result<()> {
+    let Some((id, error)) = unreadable.into_iter().next() else { return Ok(()) };
     let (object, why) = match error {
-        Error::Damaged { object, why } => (object.clone(), why.clone()),
-        error => (ObjectName::new(Kind::Manifest, *id).to_string(), error.to_string()),
+        Error::Damaged { object, why } => (object, why),
+        // To whoever may read it, it may be sound.
+        error @ Error::PermissionDenied { .. } => return Err(error),
+        error => (ObjectName::new(Kind::Manifest, id).to_string(), error.to_string()),
     };
-    let newest = backups.readable.last().map_or_else(String::new, |newest| {
+    let newest = readable.last().map_or_else(String::new, |newest| {
         let made = newest.created.strftime("%Y-%m-%d %H:%M:%SZ");
         format!("; the newest that can be read is {} of {made}", newest.id)
     });

@@ -161,6 +161,8 @@ impl Command {
     pub fn writes_to_a_repository(&self) -> bool {
         match self {
             Self::Backup(_)
+            // That it reads, so that nobody forgets what it reads.
+            | Self::Restore(_)
             | Self::Verify(_)
             | Self::Check(_)
             | Self::Repair(_)
@@ -170,8 +172,7 @@ impl Command {
             | Self::Unpin(_)
             | Self::Repo(_)
             | Self::Key(_) => true,
-            Self::Restore(_)
-            | Self::Snapshots(_)
+            Self::Snapshots(_)
             | Self::Show(_)
             | Self::Image(_)
             | Self::Jobs(_)

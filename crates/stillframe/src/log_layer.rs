@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use tracing::field::{Field, Visit};
 use tracing::{Event, Level, Subscriber};
-use tracing_subscriber::filter::filter_fn;
+use tracing_subscriber::filter::{LevelFilter, filter_fn};
 use tracing_subscriber::layer::{Context, Layer, SubscriberExt};
 use tracing_subscriber::util::SubscriberInitExt;
 use tracing_subscriber::{EnvFilter, Registry};
@@ -26,7 +26,7 @@ pub fn start(console: &Arc<Console>) {
             *meta.level() == Level::ERROR || *meta.level() == Level::WARN && meta.target() != SAID_ELSEWHERE
         }));
     let wanted = std::env::var("STILLFRAME_LOG").ok().filter(|wanted| !wanted.is_empty());
-    let filter = wanted.map(|wanted| EnvFilter::try_new(&wanted).map_err(|error| (wanted, error)));
+    let filter = wanted.map(|wanted| filter_of(&wanted).map_err(|error| (wanted, error)));
     let filter = match filter.transpose() {
         Ok(filter) => filter,
         Err((wanted, error)) => {
@@ -44,6 +44,17 @@ pub fn start(console: &Arc<Console>) {
             .with_filter(filter)
     });
     Registry::default().with(warnings).with(log).init();
+}
+
+/// A word alone that is no level would be taken for a part of the program, of which there is none of that name.
+fn filter_of(wanted: &str) -> Result<EnvFilter, String> {
+    let is_known = |word: &str| {
+        word.contains(['=', '[']) || word.starts_with("stillframe") || word.parse::<LevelFilter>().is_ok()
+    };
+    match wanted.split(',').map(str::trim).find(|word| !word.is_empty() && !is_known(word)) {
+        Some(word) => Err(format!("{word:?} is not a level (error, warn, info, debug, trace)")),
+        None => EnvFilter::try_new(wanted).map_err(|error| error.to_string()),
+    }
 }
 
 struct LogLayer {
@@ -107,6 +118,17 @@ mod tests {
             event.record(&mut sentence);
             self.0.lock().unwrap().push(sentence.text());
         }
+    }
+
+    #[test]
+    fn a_word_that_is_no_level_is_an_error() {
+        for good in
+            ["debug", "warn,stillframe_capture=debug", "stillframe", "off", "trace, object_store=info"]
+        {
+            assert!(filter_of(good).is_ok(), "{good}");
+        }
+        assert!(filter_of("debgu").unwrap_err().contains("debgu"));
+        assert!(filter_of("warn,x=lod").is_err());
     }
 
     #[test]

@@ -1,4 +1,4 @@
-//! `stillframe`: hot backup of live databases. Wires commands to verbs; owns no logic of its own.
+//! `stillframe`: hot backup of live databases. Wires commands to verbs.
 #![forbid(unsafe_code)]
 // They panic when nobody takes what they print.
 #![deny(clippy::print_stdout, clippy::print_stderr)]
@@ -28,7 +28,7 @@ use crate::cli::{Cli, Command};
 use crate::console::say;
 use crate::failure::{Failure, Kind, exit_code};
 use crate::session::Session;
-use clap::error::ErrorKind;
+use clap::error::{ContextKind, ContextValue, ErrorKind};
 
 fn main() -> ExitCode {
     let words: Vec<OsString> = std::env::args_os().collect();
@@ -73,11 +73,12 @@ fn refuse(error: &clap::Error, config: Option<&Path>) -> ExitCode {
         let _ = writeln!(std::io::stdout().lock(), "{object}");
     }
     let _ = error.print();
-    let no_repository = std::env::var_os("STILLFRAME_REPO").is_none();
-    if error.kind() == ErrorKind::MissingRequiredArgument
-        && no_repository
-        && error.to_string().contains("--repo")
-    {
+    let is_missing = |option: &str| match error.get(ContextKind::InvalidArg) {
+        Some(ContextValue::Strings(missing)) => missing.iter().any(|missing| missing.contains(option)),
+        Some(ContextValue::String(missing)) => missing.contains(option),
+        _ => false,
+    };
+    if error.kind() == ErrorKind::MissingRequiredArgument && is_missing("--repo") {
         say("  tip: the repository is given with -r, or once for all in STILLFRAME_REPO");
     }
     if let Some(config) = config.filter(|_| error.use_stderr()) {

@@ -5,7 +5,8 @@ use std::path::PathBuf;
 use stillframe_repo::LocalDirs;
 use stillframe_storage::make_private_dirs;
 
-use crate::failure::{Failure, Kind};
+use crate::failure::Failure;
+use crate::repository::kind_of;
 
 /// What this machine is called.
 pub fn host() -> String {
@@ -20,7 +21,7 @@ pub fn state_dir() -> Result<PathBuf, Failure> {
     make_private_dirs(&path).map_err(|error| {
         let place = path.display();
         Failure::new(
-            Kind::Permission,
+            kind_of(&error),
             format!("cannot make {place}: {error}; set STILLFRAME_STATE_DIR to another place"),
         )
     })?;

@@ -1,5 +1,6 @@
 //! From options to an open repository.
 
+use std::io::ErrorKind;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::sync::Arc;
@@ -78,7 +79,8 @@ impl Opening {
     fn warn_of_another_owner(&self) {
         let Location::Directory(place) = &self.location else { return };
         let (Ok(meta), me) = (std::fs::metadata(place), rustix::process::geteuid().as_raw()) else { return };
-        if meta.uid() != me {
+        // What root puts is given to the owner.
+        if meta.uid() != me && me != 0 {
             let (place, owner) = (place.display(), meta.uid());
             tracing::warn!(
                 "the repository {place} belongs to user {owner}, and what is put there now to user {me}: others, its owner among them, will not \
@@ -254,6 +256,15 @@ fn in_place(location: &Location, error: stillframe_repo::Error) -> Failure {
     failure
 }
 
+/// What the operating system's refusal is for exit codes.
+pub fn kind_of(error: &std::io::Error) -> Kind {
+    match error.kind() {
+        ErrorKind::PermissionDenied | ErrorKind::ReadOnlyFilesystem => Kind::Permission,
+        ErrorKind::StorageFull | ErrorKind::QuotaExceeded => Kind::NoSpace,
+        _ => Kind::Failed,
+    }
+}
+
 /// Makes a new repository.
 pub async fn init_repository(
     url: &str,
@@ -281,12 +292,7 @@ pub async fn init_repository(
             return Err(Failure::new(Kind::Usage, message));
         }
         let dirs = MadeDirs::make(path).map_err(|error| {
-            let kind = if error.kind() == std::io::ErrorKind::PermissionDenied {
-                Kind::Permission
-            } else {
-                Kind::Failed
-            };
-            Failure::new(kind, format!("cannot make {}: {error}", path.display()))
+            Failure::new(kind_of(&error), format!("cannot make {}: {error}", path.display()))
         })?;
         made = Some(dirs);
     }

@@ -54,7 +54,7 @@ impl Session {
         let history = match self.history() {
             Ok(history) => history,
             Err(failure) => {
-                self.console.warn(format!("{}; this run will not be in it", failure.message));
+                self.console.warn(format!("{}; this run will not be in the job history", failure.message));
                 History::in_memory(Arc::clone(&self.clock)).map_err(|error| unusable(&error))?
             }
         };

@@ -10,10 +10,11 @@ from trial import ROOT
 TOUR_DIR = "/tmp/stillframe-tour"
 COMMANDS = [
     ["backup"], ["restore"], ["snapshots"], ["show"], ["verify"], ["repo"], ["repo", "init"], ["repo", "info"], ["key"], ["key", "add"],
-    ["key", "list"], ["key", "remove"], ["key", "rotate"], ["forget"], ["prune"], ["pin"], ["unpin"], ["image"], ["image", "create"], ["image", "validate"], ["jobs"], ["demo"], ["completions"],
+    ["key", "list"], ["key", "remove"], ["key", "rotate"], ["forget"], ["prune"], ["pin"], ["unpin"], ["check"], ["repair"], ["repair", "index"],
+    ["repair", "snapshots"], ["image"], ["image", "create"], ["image", "validate"], ["jobs"], ["jobs", "show"], ["jobs", "cancel"], ["demo"], ["completions"],
 ]
 #: Those that only hold others.
-GROUPS = [["repo"], ["key"], ["image"]]
+GROUPS = [["repo"], ["key"], ["repair"], ["image"]]
 
 
 def run(trial):

@@ -179,6 +179,9 @@ pub struct Forget {
     /// Give the room back at once, as `stillframe prune` does
     #[arg(long)]
     pub prune: bool,
+    /// With --prune: send at most this many bytes per second (for example 20MiB)
+    #[arg(long, value_name = "SIZE", requires = "prune", allow_negative_numbers = true)]
+    pub limit_bandwidth: Option<Size>,
     #[command(flatten)]
     pub hooks: Hooks,
 }

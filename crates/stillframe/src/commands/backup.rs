@@ -3,20 +3,20 @@
 use std::cell::OnceCell;
 use std::ffi::OsString;
 use std::path::Path;
-use std::sync::Arc;
 
 use serde_json::json;
 use stillframe_capture::Weakening;
 use stillframe_engine::create::{CreateOptions, CreateOutcome, CreatePlan, Origin, create, plan};
 use stillframe_engine::forget::{AfterBackup, plan_after};
+use stillframe_engine::prune::PruneOptions;
 use stillframe_engine::{NamedSource, Retention};
 use stillframe_jobs::{CpuShare, Pace, Phase};
 use stillframe_repo::{BackupId, Repository};
-use stillframe_storage::{BandwidthLimit, path_text};
+use stillframe_storage::path_text;
 
 use crate::cli::Backup;
 use crate::commands::forget::{Todo, carry_out};
-use crate::commands::parse_source;
+use crate::commands::{limit, parse_source};
 use crate::failure::{Failure, Kind};
 use crate::place;
 use crate::repository::{Opening, place_text, refuse_in_repository};
@@ -83,7 +83,16 @@ pub async fn run(session: &Session, args: &Backup) -> Result<(), Failure> {
     session.console.object("backup", outcome_object(&options.sources, &outcome));
     match opened.get() {
         Some(repo) if !retention.is_none() => {
-            let_go(session, repo, outcome.id, retention, &to, args.after.prune).await
+            let how = PruneOptions { bandwidth: options.bandwidth.clone() };
+            let todo = Todo { dry_run: false, prune: args.after.prune, how, tell_all: false };
+            let done = let_go(session, repo, outcome.id, retention, &to, todo).await;
+            done.map_err(|failure| Failure {
+                message: format!(
+                    "backup {} is saved, but what follows it failed: {}",
+                    outcome.id, failure.message
+                ),
+                ..failure
+            })
         }
         _ => Ok(()),
     }
@@ -96,17 +105,18 @@ async fn let_go(
     backup: BackupId,
     retention: Retention,
     place: &str,
-    prune: bool,
+    todo: Todo,
 ) -> Result<(), Failure> {
-    let AfterBackup { plan, foreign } = plan_after(repo, backup, retention, session.clock.now()).await?;
+    let subject = format!("those before {backup} of {place}");
+    let planned = plan_after(repo, backup, retention, session.clock.now()).await.map_err(Failure::from);
+    let AfterBackup { plan, foreign } = session.recorded("forget", &subject, planned)?;
     if foreign > 0 {
         session.console.note(format!(
             "{} of the same machine's name, sources and name are of another installation, and stay; `stillframe forget` takes them",
             count(foreign, "backup")
         ));
     }
-    let subject = format!("those before {backup} of {place}");
-    carry_out(session, repo, place, &subject, &plan, Todo { dry_run: false, prune, tell_all: false }).await
+    carry_out(session, repo, place, &subject, &plan, todo).await
 }
 
 /// All that can be found wrong before there is anything to do.
@@ -129,7 +139,7 @@ fn options_of(args: &Backup, sources: Vec<NamedSource>, origin: Origin) -> Creat
         tags: args.tags.clone(),
         capture: (&args.capture).into(),
         reserve: args.capture.reserve(),
-        bandwidth: args.limit_bandwidth.map(|limit| Arc::new(BandwidthLimit::new(limit.0))),
+        bandwidth: limit(args.limit_bandwidth),
         anew: args.anew,
         cache_dir: place::cache_dir(),
         origin,

@@ -9,6 +9,7 @@ use stillframe_repo::{BackupId, Repository};
 use stillframe_storage::UploadLock;
 
 use crate::cli::{Forget, Labels};
+use crate::commands::limit;
 use crate::commands::prune::prune_now;
 use crate::failure::{Failure, Kind};
 use crate::repository::{Opening, pick, place_text, unfinished_words};
@@ -24,17 +25,20 @@ pub async fn run(session: &Session, args: &Forget) -> Result<(), Failure> {
     let subject = format!("{} of {place}", words(args, &labels));
     let prepared = prepare(session, args, &labels, retention).await;
     let Prepared { repo, plan, _uploads } = session.recorded("forget", &subject, prepared)?;
-    let todo = Todo { dry_run: args.dry_run, prune: args.prune, tell_all: true };
+    let how = PruneOptions { bandwidth: limit(args.limit_bandwidth) };
+    let todo = Todo { dry_run: args.dry_run, prune: args.prune, how, tell_all: true };
     carry_out(session, &repo, &place, &subject, &plan, todo).await
 }
 
 /// What is to be done about a plan.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 pub struct Todo {
     /// Only tell it.
     pub dry_run: bool,
     /// Give the room back.
     pub prune: bool,
+    /// How.
+    pub how: PruneOptions,
     /// The plan was asked for: why each stays is told, too.
     pub tell_all: bool,
 }
@@ -85,7 +89,7 @@ pub async fn carry_out(
         ));
     }
     if todo.prune && !todo.dry_run {
-        prune_now(session, repo, place, &PruneOptions::default()).await?;
+        prune_now(session, repo, place, &todo.how).await?;
     }
     Ok(())
 }

@@ -18,17 +18,23 @@ pub mod verify;
 use std::ffi::OsStr;
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use stillframe_capture::{CaptureOptions, Engine, Source, detect};
 use stillframe_engine::Reserve;
-use stillframe_storage::{lies_within, path_text};
+use stillframe_storage::{BandwidthLimit, lies_within, path_text};
 
 use crate::cli::CaptureArgs;
 use crate::failure::{Failure, Kind};
 use crate::place::{cache_dir, state_dir};
 use crate::repository::refuse_in_repository;
 use crate::sizes;
+
+/// For what is sent to a repository.
+fn limit(given: Option<sizes::Size>) -> Option<Arc<BandwidthLimit>> {
+    given.map(|limit| Arc::new(BandwidthLimit::new(limit.0)))
+}
 
 impl From<&CaptureArgs> for CaptureOptions {
     fn from(args: &CaptureArgs) -> Self {

@@ -1,14 +1,12 @@
 //! `prune`.
 
-use std::sync::Arc;
-
 use serde_json::json;
 use stillframe_engine::prune::{PruneOptions, plan_prune, prune};
 use stillframe_jobs::Phase;
 use stillframe_repo::Repository;
-use stillframe_storage::BandwidthLimit;
 
 use crate::cli::Prune;
+use crate::commands::limit;
 use crate::failure::Failure;
 use crate::repository::{Opening, place_text};
 use crate::session::{Session, full_share};
@@ -22,8 +20,7 @@ pub async fn run(session: &Session, args: &Prune) -> Result<(), Failure> {
     let _uploads = if args.dry_run { None } else { opening.uploads() };
     let opened = opening.open().await;
     let repo = session.recorded("prune", &place, opened)?;
-    let options =
-        PruneOptions { bandwidth: args.limit_bandwidth.map(|limit| Arc::new(BandwidthLimit::new(limit.0))) };
+    let options = PruneOptions { bandwidth: limit(args.limit_bandwidth) };
     if args.dry_run {
         tell_plan(session, &repo, &place, &options).await
     } else {

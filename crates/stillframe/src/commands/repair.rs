@@ -81,6 +81,11 @@ async fn snapshots(session: &Session, args: &RepairSnapshots) -> Result<(), Fail
         let done = if args.dry_run { "would be written" } else { "was written" };
         session.console.line(format!("backup {}: its seal was damaged, and {done} anew", resealed.backup));
     }
+    session.console.object(
+        "repairs",
+        json!({ "backups": all.len(), "damaged": damaged.len(), "resealed": all.iter().filter(|one| one.is_resealed).count(),
+            "dry_run": args.dry_run }),
+    );
     if damaged.is_empty() && all.iter().any(|repaired| repaired.is_resealed) {
         return Ok(());
     }

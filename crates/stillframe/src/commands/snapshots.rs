@@ -3,19 +3,27 @@
 use std::collections::BTreeMap;
 
 use serde_json::json;
-use stillframe_repo::{BackupId, Manifest, Pin, Repository, Verified};
+use stillframe_repo::{BackupId, Error as RepoError, Manifest, Pin, Repository, Verified};
 
 use crate::cli::Snapshots;
 use crate::failure::{Failure, Kind};
 use crate::repository::{UNFINISHED, open_repository, unfinished_words};
 use crate::session::Session;
-use crate::sizes::{bytes, count, short, time};
+use crate::sizes::{self, bytes, count, short, time};
 
 /// Lists the backups, oldest first.
 pub async fn run(session: &Session, args: &Snapshots) -> Result<(), Failure> {
     let repo = open_repository(&args.repo).await?;
     let list = repo.backups().await?;
-    let notes = Notes { pins: repo.pins().await?, verified: repo.all_verified().await? };
+    let verified = match repo.all_verified().await {
+        // What is said of backups hides none of them.
+        Err(error @ RepoError::PermissionDenied { .. }) => {
+            session.console.warn(format!("how backups were verified is not known: {error}"));
+            BTreeMap::new()
+        }
+        verified => verified?,
+    };
+    let notes = Notes { pins: repo.pins().await?, verified };
     let mut count = 0;
     for manifest in list.readable.iter().filter(|manifest| args.labels.fit(&manifest.draft)) {
         count += 1;
@@ -40,14 +48,20 @@ pub async fn run(session: &Session, args: &Snapshots) -> Result<(), Failure> {
     if count > 0 && !list.unfinished.is_empty() {
         session.console.warn(unfinished_words(&list.unfinished));
     }
-    let damaged = list.unreadable.len();
     for (id, error) in &list.unreadable {
         session.console.warn(format!("backup {id} cannot be read: {error}"));
     }
-    if damaged > 0 {
-        return Err(Failure::new(Kind::Damaged, format!("{damaged} of the backups cannot be read")));
-    }
-    Ok(())
+    let is_forbidden =
+        |(_, error): &(BackupId, RepoError)| matches!(error, RepoError::PermissionDenied { .. });
+    let kind = match list.unreadable.as_slice() {
+        [] => return Ok(()),
+        unreadable if unreadable.iter().all(is_forbidden) => Kind::Permission,
+        _ => Kind::Damaged,
+    };
+    Err(Failure::new(
+        kind,
+        format!("{} cannot be read", sizes::count(list.unreadable.len() as u64, "backup")),
+    ))
 }
 
 /// What was said of backups since they were made.
