@@ -113,3 +113,20 @@ fn a_configuration_that_means_nothing_is_an_error_that_names_it() {
     configure(&scene, "prune = true\nsources = [\"files:one\"]\n");
     assert!(bad(&scene, &["backup"], 2).contains("without a rule"));
 }
+
+#[test]
+fn a_backup_that_is_saved_is_said_to_be_when_what_follows_fails() {
+    let scene = Scene::new();
+    let sources = format!("sources = [\"files:{}\"]", scene.path("one").display());
+    configure(&scene, &format!("{sources}\nname = \"nightly\"\nkeep-last = 1\nprune = true\n"));
+    good(&scene, &["backup"]);
+    let pins = scene.path("repo/pins");
+    let _ = std::fs::remove_dir(&pins);
+    std::fs::write(&pins, "no directory").unwrap();
+    let said = bad(&scene, &["backup"], 1);
+    assert!(said.contains("is saved, but what follows it failed: pins"), "{said}");
+    std::fs::remove_file(&pins).unwrap();
+    assert_eq!(good(&scene, &["snapshots"]).matches("  nightly  ").count(), 2);
+    let jobs = good(&scene, &["jobs"]);
+    assert!(jobs.lines().next().unwrap().contains("failed"), "the history knows of it: {jobs}");
+}
