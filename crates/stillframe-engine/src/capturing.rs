@@ -25,22 +25,29 @@ pub(crate) async fn capture_all(
     let (options, surroundings_there) = (options.clone(), surroundings.clone());
     let watch_there = Arc::clone(watch);
     let (copied, mut copies) = tokio::sync::mpsc::unbounded_channel();
-    let work = tokio::task::spawn_blocking(move || {
+    // On a thread of its own, at the priority of the one that waits for it: the runtime's may be those of a polite job, and a capture is over
+    // sooner, and moves less under a busy writer, when it does not give way.
+    let (reply, done) = tokio::sync::oneshot::channel();
+    let work = move || {
         let told = |done, total| {
             watch_there.check();
             copied.send((done, total)).unwrap_or(());
         };
-        with_context(watch_there.stop(), &surroundings_there, &told, |context| {
+        let captured = with_context(watch_there.stop(), &surroundings_there, &told, |context| {
             capture(&plain, &options, context)
-        })
-    });
+        });
+        // Nobody waits any more when the job was cancelled.
+        let _ = reply.send(captured);
+    };
+    let thread = std::thread::Builder::new().name("capture".to_owned()).spawn(work);
+    thread.map_err(|error| EngineError::Bug(format!("no thread can be started: {error}")))?;
     // The job lives on this side; what the capture copied comes over here and ends with it.
     while let Some((done, total)) = copies.recv().await {
         let progress =
             Progress { bytes_done: done, bytes_total: Some(total), ..Progress::new(Phase::Capturing) };
         surroundings.tell(Event::Progress(job.progress(&progress)));
     }
-    let images = work.await.map_err(|_| EngineError::Bug("the capture panicked".to_owned()))??;
+    let images = done.await.map_err(|_| EngineError::Bug("the capture panicked".to_owned()))??;
     for (named, image) in sources.iter().zip(&images) {
         watch_pins(watch, image.snapshot());
         surroundings.tell(captured(&named.name, image.snapshot()));

@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use stillframe_jobs::{CpuShare, thread_cpu_time};
+use stillframe_jobs::{CpuShare, ThreadTime};
 use stillframe_storage::Clock;
 use tokio::sync::oneshot;
 
@@ -54,8 +54,8 @@ impl Workers {
 }
 
 fn work(share: CpuShare, tasks: &Mutex<Receiver<Task>>, clock: &dyn Clock) {
-    share.apply_to_this_thread();
-    let (mut rested, mut used) = (clock.monotonic(), thread_cpu_time());
+    share.pace().apply_to_this_thread();
+    let (mut rested, mut spent) = (clock.monotonic(), ThreadTime::now());
     loop {
         let task = match tasks.lock() {
             Ok(tasks) => tasks.recv(),
@@ -66,12 +66,12 @@ fn work(share: CpuShare, tasks: &Mutex<Receiver<Task>>, clock: &dyn Clock) {
             tracing::error!("a task ended in a panic; the job that waits for it fails");
         }
         let elapsed = clock.monotonic().saturating_sub(rested);
-        let rest = share.rest_after(thread_cpu_time().saturating_sub(used), elapsed);
+        let rest = share.rest_after(ThreadTime::now().since(spent), elapsed);
         if rest > Duration::from_micros(50) {
             std::thread::sleep(rest);
         }
         // Time that was not used is not saved up beyond a task.
-        (rested, used) = (clock.monotonic(), thread_cpu_time());
+        (rested, spent) = (clock.monotonic(), ThreadTime::now());
     }
 }
 
@@ -109,8 +109,8 @@ mod tests {
     #[tokio::test(flavor = "multi_thread")]
     async fn who_works_rests_nine_times_as_long_and_who_waits_has_rested() {
         let work = || {
-            let began = thread_cpu_time();
-            while thread_cpu_time().saturating_sub(began) < Duration::from_millis(20) {
+            let began = ThreadTime::now();
+            while ThreadTime::now().since(began).used < Duration::from_millis(20) {
                 std::hint::spin_loop();
             }
         };

@@ -15,6 +15,18 @@ pub enum Pace {
     Fast,
 }
 
+impl Pace {
+    /// Lowers the priority of the calling thread, and of those that it starts from then on, if the pace is polite: nice 10, which lowers the I/O
+    /// priority along with it where the I/O scheduler knows priorities. A thread cannot go back. A refusal is ignored: it is a courtesy.
+    pub fn apply_to_this_thread(self) {
+        if self == Self::Polite
+            && let Err(error) = rustix::process::setpriority_process(None, 10)
+        {
+            tracing::debug!(%error, "could not lower the priority of a thread");
+        }
+    }
+}
+
 /// Percent of all cores together, 1 to 100.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct CpuPercent(u8);
@@ -95,33 +107,64 @@ impl CpuShare {
         self.workers
     }
 
-    /// How long a worker must rest that used so much processor time in `elapsed` since its last rest, waiting included; zero when whole
-    /// cores are its due.
-    pub fn rest_after(&self, used: Duration, elapsed: Duration) -> Duration {
-        used.div_f64(self.duty).saturating_sub(elapsed.max(used))
+    /// How long a worker must rest that spent so much in `elapsed` since its last rest, waiting included: zero when whole cores are its due and,
+    /// where the pace is polite, nobody else wanted them. A polite worker that had to wait for a processor is in somebody's way, and stays away
+    /// as long again, up to twenty times what it worked: so its part shrinks as others need more, and never to nothing.
+    pub fn rest_after(&self, spent: ThreadTime, elapsed: Duration) -> Duration {
+        let due = spent.used.div_f64(self.duty).saturating_sub(elapsed.max(spent.used));
+        match self.pace {
+            Pace::Polite => due + spent.waited.min(spent.used * MOST_GIVEN),
+            Pace::Fast => due,
+        }
     }
 
-    /// Lowers the priority of the calling thread if the pace is polite: nice 10, which lowers its I/O priority along with it
-    /// where the I/O scheduler knows priorities. A worker calls it first. A refusal is ignored: it is a courtesy.
-    pub fn apply_to_this_thread(&self) {
-        if self.pace == Pace::Polite
-            && let Err(error) = rustix::process::setpriority_process(None, 10)
-        {
-            tracing::debug!(%error, "could not lower the priority of a worker");
-        }
+    /// For each worker: [`Pace::apply_to_this_thread`].
+    pub fn pace(&self) -> Pace {
+        self.pace
     }
 }
 
-/// Processor time that the calling thread has used so far.
-pub fn thread_cpu_time() -> Duration {
-    let used = rustix::time::clock_gettime(rustix::time::ClockId::ThreadCPUTime);
-    let part = |part: i64| u64::try_from(part).unwrap_or_default();
-    Duration::from_secs(part(used.tv_sec)) + Duration::from_nanos(part(used.tv_nsec))
+/// A polite worker stays away for at most so many times as long as it worked.
+const MOST_GIVEN: u32 = 20;
+
+/// What the processors were to a thread since it began.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct ThreadTime {
+    /// It ran.
+    pub used: Duration,
+    /// It could have run, and others did. Zero where the system does not say.
+    pub waited: Duration,
+}
+
+impl ThreadTime {
+    /// Of the calling thread, up to now.
+    pub fn now() -> Self {
+        let used = rustix::time::clock_gettime(rustix::time::ClockId::ThreadCPUTime);
+        let part = |part: i64| u64::try_from(part).unwrap_or_default();
+        let used = Duration::from_secs(part(used.tv_sec)) + Duration::from_nanos(part(used.tv_nsec));
+        // Linux: time on a processor, time waiting for one, both in nanoseconds, and how often.
+        let said = std::fs::read_to_string("/proc/thread-self/schedstat").unwrap_or_default();
+        let waited = said.split_ascii_whitespace().nth(1).and_then(|text| text.parse().ok());
+        Self { used, waited: Duration::from_nanos(waited.unwrap_or_default()) }
+    }
+
+    /// What came since `earlier`.
+    #[must_use]
+    pub fn since(self, earlier: Self) -> Self {
+        Self {
+            used: self.used.saturating_sub(earlier.used),
+            waited: self.waited.saturating_sub(earlier.waited),
+        }
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    fn used(used: Duration) -> ThreadTime {
+        ThreadTime { used, waited: Duration::ZERO }
+    }
 
     fn share(pace: Pace, percent: Option<u8>, cores: usize) -> CpuShare {
         CpuShare::new(
@@ -137,7 +180,7 @@ mod tests {
             for percent in 1..=100 {
                 let share = share(Pace::Fast, Some(percent), cores);
                 let busy = Duration::from_secs(10);
-                let whole = busy + share.rest_after(busy, busy);
+                let whole = busy + share.rest_after(used(busy), busy);
                 #[expect(clippy::cast_precision_loss, reason = "small numbers")]
                 let used = busy.as_secs_f64() / whole.as_secs_f64() * share.workers().get() as f64
                     / cores as f64
@@ -153,26 +196,54 @@ mod tests {
         let second = Duration::from_secs(1);
         assert_eq!(share(Pace::Polite, None, 8).workers().get(), 4);
         assert_eq!(share(Pace::Polite, None, 1).workers().get(), 1);
-        assert_eq!(share(Pace::Polite, None, 1).rest_after(second, second), second);
+        assert_eq!(share(Pace::Polite, None, 1).rest_after(used(second), second), second);
         assert_eq!(share(Pace::Fast, None, 8).workers().get(), 8);
-        assert_eq!(share(Pace::Fast, None, 8).rest_after(second, second), Duration::ZERO);
+        assert_eq!(share(Pace::Fast, None, 8).rest_after(used(second), second), Duration::ZERO);
     }
 
     #[test]
     fn who_waited_has_rested() {
         let (half, second) = (share(Pace::Polite, None, 1), Duration::from_secs(1));
-        assert_eq!(half.rest_after(second, second.mul_f64(1.5)), second.mul_f64(0.5));
-        assert_eq!(half.rest_after(second, second * 9), Duration::ZERO);
+        assert_eq!(half.rest_after(used(second), second.mul_f64(1.5)), second.mul_f64(0.5));
+        assert_eq!(half.rest_after(used(second), second * 9), Duration::ZERO);
+    }
+
+    #[test]
+    fn whom_others_kept_waiting_stays_away_as_long_again_if_it_is_polite() {
+        let second = Duration::from_secs(1);
+        let waited = |seconds| ThreadTime { used: second, waited: second * seconds };
+        let polite = share(Pace::Polite, None, 2);
+        assert_eq!(polite.rest_after(waited(3), second * 4), second * 3);
+        assert_eq!(polite.rest_after(waited(100), second * 101), second * MOST_GIVEN);
+        assert_eq!(share(Pace::Fast, None, 2).rest_after(waited(3), second * 4), Duration::ZERO);
+    }
+
+    #[test]
+    fn a_thread_that_shares_a_processor_with_another_is_told_that_it_waited() {
+        // One processor for both.
+        let mut one = rustix::thread::CpuSet::new();
+        let all = rustix::thread::sched_getaffinity(None).unwrap();
+        one.set((0..rustix::thread::CpuSet::MAX_CPU).find(|cpu| all.is_set(*cpu)).unwrap());
+        let busy = || {
+            rustix::thread::sched_setaffinity(None, &one).unwrap();
+            let began = ThreadTime::now();
+            while ThreadTime::now().since(began).used < Duration::from_millis(50) {}
+            ThreadTime::now().since(began).waited
+        };
+        let waited = std::thread::scope(|scope| {
+            [scope.spawn(busy), scope.spawn(busy)].map(|thread| thread.join().unwrap())
+        });
+        assert!(waited.iter().sum::<Duration>() > Duration::from_millis(20), "{waited:?}");
     }
 
     #[test]
     fn only_work_counts_as_processor_time() {
-        let began = thread_cpu_time();
+        let began = ThreadTime::now();
         std::thread::sleep(Duration::from_millis(50));
-        let asleep = thread_cpu_time().saturating_sub(began);
+        let asleep = ThreadTime::now().since(began).used;
         assert!(asleep < Duration::from_millis(25), "{asleep:?}");
         let mut sum = 0_u64;
-        while thread_cpu_time().saturating_sub(began) < Duration::from_millis(20) {
+        while ThreadTime::now().since(began).used < Duration::from_millis(20) {
             sum = std::hint::black_box(sum.wrapping_mul(31) + 1);
         }
     }
@@ -191,7 +262,7 @@ mod tests {
         let nice = || rustix::process::getpriority_process(None).unwrap();
         let before = nice();
         let inside = std::thread::spawn(move || {
-            share(Pace::Polite, None, 2).apply_to_this_thread();
+            Pace::Polite.apply_to_this_thread();
             nice()
         });
         assert_eq!(inside.join().unwrap(), 10.max(before));

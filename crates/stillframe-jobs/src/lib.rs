@@ -41,7 +41,7 @@ mod progress_meter;
 mod record;
 mod state;
 
-pub use cpu_share::{CpuPercent, CpuPercentError, CpuShare, Pace, thread_cpu_time};
+pub use cpu_share::{CpuPercent, CpuPercentError, CpuShare, Pace, ThreadTime};
 pub use deadlines::{Deadlines, Limit};
 pub use history::{History, Opening};
 pub use history_file::{HistoryError, SetAside};

@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use std::str::FromStr;
 
 use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
-use stillframe_jobs::{CpuPercent, JobId};
+use stillframe_jobs::{CpuPercent, JobId, Pace};
 use stillframe_repo::ManifestDraft;
 
 mod upkeep;
@@ -157,6 +157,19 @@ impl Command {
         }
     }
 
+    /// How it works beside others. Who restores or repairs waits for it, and what is not told here is done at once.
+    pub fn pace(&self) -> Pace {
+        let is_fast = match self {
+            Self::Backup(args) => args.fast,
+            Self::Verify(args) => args.pace.fast,
+            Self::Check(args) => args.pace.fast,
+            Self::Forget(args) => args.pace.fast,
+            Self::Prune(args) => args.pace.fast,
+            _ => true,
+        };
+        if is_fast { Pace::Fast } else { Pace::Polite }
+    }
+
     /// Whether it may put anything into a repository.
     pub fn writes_to_a_repository(&self) -> bool {
         match self {
@@ -210,6 +223,14 @@ pub struct Hooks {
     /// When it has not, run this
     #[arg(long, value_name = "COMMAND", env = "STILLFRAME_ON_FAILURE", help_heading = "Hooks")]
     pub on_failure: Option<String>,
+}
+
+/// Beside what else the machine does.
+#[derive(Debug, Args)]
+pub struct PaceArgs {
+    /// Work at normal priority instead of giving way to others
+    #[arg(long)]
+    pub fast: bool,
 }
 
 /// How to capture.
@@ -454,6 +475,8 @@ pub struct Verify {
     /// For `open`: where to restore to for the check [default: the system's temporary directory]
     #[arg(long, value_name = "DIR")]
     pub staging: Option<PathBuf>,
+    #[command(flatten)]
+    pub pace: PaceArgs,
     #[command(flatten)]
     pub hooks: Hooks,
 }

@@ -47,9 +47,9 @@ const IN_SECTIONS: [(&str, &[&str]); 4] = [
             "prune",
         ],
     ),
-    ("check", &["read-data-subset"]),
-    ("verify", &["level", "staging"]),
-    ("prune", &["limit-bandwidth"]),
+    ("check", &["read-data-subset", "fast"]),
+    ("verify", &["level", "staging", "fast"]),
+    ("prune", &["limit-bandwidth", "fast"]),
 ];
 /// Options that stand above all sections: they mean the same for every command that has them.
 const FOR_ALL: [&str; 4] = ["repo", "passphrase-file", "on-success", "on-failure"];

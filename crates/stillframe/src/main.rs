@@ -39,7 +39,17 @@ fn main() -> ExitCode {
     let session = Arc::new(Session::new(cli.json, cli.quiet));
     log_layer::start(&session.console);
     raise_descriptor_limit();
-    let runtime = match tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build() {
+    let pace = cli.command.pace();
+    if !matches!(cli.command, Command::Backup(_)) {
+        // With all threads that this one starts. A backup's capture is no time to give way: see there.
+        pace.apply_to_this_thread();
+    }
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .on_thread_start(move || pace.apply_to_this_thread())
+        .enable_all()
+        .build();
+    let runtime = match runtime {
         Ok(runtime) => runtime,
         Err(error) => {
             say(&format!("stillframe: cannot start: {error}"));

@@ -4,7 +4,7 @@ use clap::{Args, Subcommand};
 use jiff::Span;
 use stillframe_engine::Retention;
 
-use super::{Hooks, Labels, RepoArgs, whole};
+use super::{Hooks, Labels, PaceArgs, RepoArgs, whole};
 use crate::sizes::Size;
 
 /// `check`.
@@ -25,6 +25,8 @@ pub struct Check {
     /// Also read so many of the packs, others each time
     #[arg(long, value_name = "PERCENT")]
     pub read_data_subset: Option<Share>,
+    #[command(flatten)]
+    pub pace: PaceArgs,
     #[command(flatten)]
     pub hooks: Hooks,
 }
@@ -183,6 +185,8 @@ pub struct Forget {
     #[arg(long, value_name = "SIZE", requires = "prune", allow_negative_numbers = true)]
     pub limit_bandwidth: Option<Size>,
     #[command(flatten)]
+    pub pace: PaceArgs,
+    #[command(flatten)]
     pub hooks: Hooks,
 }
 
@@ -202,6 +206,8 @@ pub struct Prune {
     /// Send at most this many bytes per second (for example 20MiB)
     #[arg(long, value_name = "SIZE", allow_negative_numbers = true)]
     pub limit_bandwidth: Option<Size>,
+    #[command(flatten)]
+    pub pace: PaceArgs,
     #[command(flatten)]
     pub hooks: Hooks,
 }
