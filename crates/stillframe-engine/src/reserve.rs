@@ -199,8 +199,15 @@ impl ReserveWatch {
     /// Fails if one of the file systems is below its reserve now.
     fn look(&self) -> Result<(), Breach> {
         for place in lock(&self.places).values() {
-            // A place that cannot be asked (a source that was moved away) is the capture's business.
-            let Ok(space) = disk_space(&place.path) else { continue };
+            let space = match disk_space(&place.path) {
+                Ok(space) => space,
+                // A source that was moved away is the capture's business.
+                Err(error) if error.kind() == std::io::ErrorKind::NotFound => continue,
+                Err(error) => {
+                    tracing::warn!(path = %place.path.display(), %error, "its free room cannot be found out, so the reserve is not watched there");
+                    continue;
+                }
+            };
             let wanted = self.reserve.of(space.total);
             if space.available < wanted {
                 return Err(Breach { place: place.clone(), available: space.available, reserve: wanted });

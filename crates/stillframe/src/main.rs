@@ -39,6 +39,12 @@ fn main() -> ExitCode {
     let session = Arc::new(Session::new(cli.json, cli.quiet));
     log_layer::start(&session.console);
     raise_descriptor_limit();
+    if let Err(error) = demand_threads() {
+        say(&format!(
+            "stillframe: cannot start {THREADS} threads: {error}; raise the limit (ulimit -u, TasksMax of a service, pids.max of a container)"
+        ));
+        return ExitCode::FAILURE;
+    }
     let pace = cli.command.pace();
     if !matches!(cli.command, Command::Backup(_)) {
         // With all threads that this one starts. A backup's capture is no time to give way: see there.
@@ -132,6 +138,32 @@ async fn run(session: &Session, command: &Command) -> Result<(), Failure> {
             demo::writer(&options.arguments).map_err(|message| Failure::new(Kind::Failed, message))
         }
     }
+}
+
+/// The most that a command has at once, but for workers.
+const THREADS: usize = 24;
+
+/// Under a limit the libraries below end the program, or wait for what will never be there; so it is looked for first.
+fn demand_threads() -> std::io::Result<()> {
+    let all_there = Arc::new(std::sync::Barrier::new(THREADS + 1));
+    let mut started = 0;
+    let mut result = Ok(());
+    for _ in 0..THREADS {
+        let all_there = Arc::clone(&all_there);
+        let thread = std::thread::Builder::new().stack_size(32 << 10);
+        match thread.spawn(move || all_there.wait()) {
+            Ok(_) => started += 1,
+            Err(error) => {
+                result = Err(error);
+                break;
+            }
+        }
+    }
+    // Those that wait end with the process.
+    if started == THREADS {
+        all_there.wait();
+    }
+    result
 }
 
 /// Where links are refused, every pinned table is an open file.

@@ -413,8 +413,9 @@ fn a_source_that_never_stands_still_is_given_up_with_what_moved() {
     for outcome in &outcomes {
         match outcome {
             Ok(_) => {}
-            Err(CaptureError::TooBusy { moved, attempts, .. }) => {
-                assert!(moved.contains("keyspaces/1/current") && *attempts > 1, "{moved}");
+            // On a busy machine the first attempt may have taken all of the time.
+            Err(CaptureError::TooBusy { moved, .. }) => {
+                assert!(moved.contains("keyspaces/1/current"), "{moved}");
             }
             Err(error) => panic!("{error}"),
         }

@@ -35,6 +35,14 @@ enum Habit {
     DeletingSlowly,
     /// Makes the next log before it is needed, writes slowly and flushes rarely.
     PreparingLogs,
+    /// The same with short logs, of which many are waiting.
+    ManyLogs,
+}
+
+impl Habit {
+    fn prepares_logs(self) -> bool {
+        matches!(self, Self::PreparingLogs | Self::ManyLogs)
+    }
 }
 
 /// What became of one capture.
@@ -258,10 +266,11 @@ impl Work {
         if self.next_record - self.log.from >= self.records_in_log {
             self.switch_log();
         }
-        if self.habit == Habit::PreparingLogs {
+        if self.habit.prepares_logs() {
             std::thread::sleep(Duration::from_micros(150));
-            if self.waiting.len() > 4 {
-                (0..4).for_each(|_| self.flush());
+            let many = if self.habit == Habit::ManyLogs { 30 } else { 4 };
+            if self.waiting.len() > many {
+                (0..many).for_each(|_| self.flush());
             }
         } else if self.waiting.len() > self.random.random_range(0..4) && self.random.random_bool(0.05) {
             self.flush();
@@ -288,10 +297,13 @@ impl Work {
     }
 
     fn switch_log(&mut self) {
-        self.records_in_log = self.random.random_range(20..300);
+        self.records_in_log = match self.habit {
+            Habit::ManyLogs => 40,
+            _ => self.random.random_range(20..300),
+        };
         let number = self.prepared.take().unwrap_or_else(|| self.number());
         let path = self.path(number, "log");
-        if self.habit == Habit::PreparingLogs {
+        if self.habit.prepares_logs() {
             let next = self.number();
             new_file(&self.path(next, "log"));
             self.prepared = Some(next);
@@ -440,6 +452,20 @@ fn every_image_of_a_busy_engine_is_an_exact_prefix() {
         let left: Vec<_> =
             std::fs::read_dir(engine.root.path()).unwrap().map(|entry| entry.unwrap().file_name()).collect();
         assert_eq!(left, ["db"], "{habit:?}: nothing is left beside the source");
+    }
+}
+
+/// While one log after the other is taken, the engine goes on to the next, which may be listed already: who takes the oldest first has a hole then.
+#[test]
+fn logs_that_are_written_to_and_left_while_others_are_taken_leave_no_hole() {
+    let engine = BusyEngine::start(Habit::ManyLogs, 7);
+    let surroundings = Surroundings::default();
+    for turn in 0..100 {
+        match engine.capture(Sabotage::Slowly, &surroundings) {
+            Verdict::Exact(_) => {}
+            Verdict::Wrong(wrong) => panic!("capture {turn}: {wrong}"),
+            Verdict::Refused(error) => panic!("capture {turn}: {error}"),
+        }
     }
 }
 

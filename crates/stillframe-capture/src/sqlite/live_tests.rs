@@ -4,16 +4,18 @@ use std::io::{BufRead, BufReader, Write};
 use std::os::unix::fs::{FileExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Stdio};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use rusqlite::Connection;
 use rusqlite::config::DbConfig;
 
+use stillframe_storage::{Clock, SystemClock};
 use tokio_util::sync::CancellationToken;
 
 use super::{begin, beside, finish, recognise, validate};
 use crate::test_support::{NOBODY, Surroundings, again, again_as, child_argument, inventory, is_root};
-use crate::{CaptureError, CaptureOptions, Engine, Event, Image, Role, Source};
+use crate::{CaptureError, CaptureOptions, Context, Engine, Event, Image, Role, Source};
 
 /// Rows that transactions rewrite in turn.
 const FILLER: u64 = 400;
@@ -472,6 +474,53 @@ fn a_log_that_grows_beyond_its_cap_ends_the_capture() {
     // The transaction is over: the log can be reset.
     let busy: i64 = writer.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |row| row.get(0)).unwrap();
     assert_eq!(busy, 0);
+}
+
+/// The system's, until it is told that an hour has passed.
+#[derive(Debug)]
+struct Jumping(SystemClock, AtomicBool);
+
+impl Clock for Jumping {
+    fn now(&self) -> jiff::Timestamp {
+        self.0.now()
+    }
+
+    fn monotonic(&self) -> Duration {
+        let jump = u64::from(self.1.load(Ordering::Relaxed)) * 3600;
+        self.0.monotonic() + Duration::from_secs(jump)
+    }
+}
+
+#[test]
+fn a_copy_that_keeps_an_application_waiting_for_too_long_lets_go() {
+    let dir = tempfile::tempdir().unwrap();
+    let db = dir.path().join("db");
+    let connection = make(&db, "delete", 4096);
+    add_ballast(&connection, 20);
+    drop(connection);
+    let (clock, cancel) = (Jumping(SystemClock::new(), AtomicBool::new(false)), CancellationToken::new());
+    let events = |event: Event| {
+        if let Event::Copied { done, total } = event
+            && done < total
+        {
+            clock.1.store(true, Ordering::Relaxed);
+        }
+    };
+    let context = Context {
+        clock: &clock,
+        cancel: &cancel,
+        events: &events,
+        random_name: &|| "0123456789abcdef".into(),
+    };
+    let options = CaptureOptions::default();
+    let transaction = begin(&source(&db), &options, PATIENCE, &context).unwrap();
+    match finish(transaction, &options, &context) {
+        Err(CaptureError::Locked { what, .. }) => assert!(what.contains("--sqlite-lock-timeout"), "{what}"),
+        other => panic!("{other:?}"),
+    }
+    let writer = Connection::open(&db).unwrap();
+    writer.busy_timeout(Duration::ZERO).unwrap();
+    commit(&writer, 1).unwrap();
 }
 
 #[test]
