@@ -19,24 +19,27 @@ impl Repository {
         }
         // Killed between the two, this would leave a manifest that nobody means any more: the next run of this machine takes it away.
         let claim = Claim::new(self.state(), id);
+        let is_gone = self.take_away(id).await?;
+        claim.settle();
+        if !is_gone {
+            return Err(Error::Pinned { backup: id });
+        }
+        self.io().delete(ObjectName::new(Kind::Verified, id)).await
+    }
+
+    /// The seal, if there is one, and then the manifest. `false`: somebody pinned it who had found the seal, and was told that it stays; then it is
+    /// sealed again. Also what was never finished is taken back so: its seal may have been there without the writer's knowing.
+    pub(crate) async fn take_away(&self, id: BackupId) -> Result<bool> {
         self.io().delete(ObjectName::new(Kind::Sealed, id)).await?;
         failpoint("forget::unsealed");
         // Whoever pins puts the pin before looking for the seal: one that found the seal shows here.
         if self.is_pinned(id).await? {
             self.seal_again(id).await?;
-            claim.settle();
-            return Err(Error::Pinned { backup: id });
+            return Ok(false);
         }
         self.io().delete(ObjectName::new(Kind::Manifest, id)).await?;
         failpoint("forget::forgotten");
-        claim.settle();
-        self.io().delete(ObjectName::new(Kind::Verified, id)).await
-    }
-
-    /// Takes back what was never a backup, or is none any more, whatever somebody pinned.
-    pub(crate) async fn take_back(&self, id: BackupId) -> Result<()> {
-        self.io().delete(ObjectName::new(Kind::Sealed, id)).await?;
-        self.io().delete(ObjectName::new(Kind::Manifest, id)).await
+        Ok(true)
     }
 
     /// Writes the seal anew of a backup whose manifest can be read and whose seal cannot, or seals another one. `false`: that is not what is

@@ -37,14 +37,14 @@ impl Pin {
 impl Repository {
     /// Protects a backup from [`Repository::forget`] until [`Repository::unpin`]. One that is pinned already gets the new words.
     ///
-    /// Puts first and looks then, as all in `docs/format.md`: of a pinning and a forgetting at the same time at least one gives way.
+    /// Puts first and looks then, as all in `docs/format.md`: of a pinning and a forgetting at the same time at least one gives way. Where both do, the
+    /// pin stays: it may be somebody else's, who was told that it is there.
     pub async fn pin(&self, id: BackupId, pin: &Pin) -> Result<()> {
         if !pin.why.is_empty() && !is_plain(&pin.why) {
             let why = "at most 256 bytes without control characters";
             return Err(Error::Invalid(format!("{:?} cannot be said of a pin: {why}", pin.why)));
         }
         let name = ObjectName::new(Kind::Pin, id);
-        let was_pinned = self.is_pinned(id).await?;
         if !self.is_sealed(id).await? {
             return Err(Error::NotFound { name: id.to_string() });
         }
@@ -53,9 +53,11 @@ impl Repository {
         if self.is_sealed(id).await? {
             return Ok(());
         }
-        if !was_pinned {
-            self.io().delete(name).await?;
+        if self.io().size(ObjectName::new(Kind::Manifest, id)).await?.is_some() {
+            let why = format!("backup {id} was being forgotten at the same moment");
+            return Err(Error::GivenUp { why });
         }
+        self.io().delete(name).await?;
         Err(Error::NotFound { name: id.to_string() })
     }
 

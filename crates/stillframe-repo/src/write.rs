@@ -258,8 +258,8 @@ impl Repository {
     }
 
     async fn retract(&self, claim: Claim) {
-        match self.take_back(claim.id).await {
-            Ok(()) => claim.settle(),
+        match self.take_away(claim.id).await {
+            Ok(_) => claim.settle(),
             Err(error) => {
                 tracing::warn!(%error, "could not take back an unfinished backup; the next run will");
             }

@@ -1,8 +1,9 @@
 //! The write-and-delete protocol of `docs/format.md` as a model, beside the real thing: writers, sweepers and forgetters that
 //! run in any order, stop for long, die at any point, and lose acknowledgements, checked after every step against
-//! "each backup that was reported successful and not forgotten has its manifest, its seal and all its chunks".
+//! "each backup that was reported successful and not forgotten has its manifest, its seal and all its chunks, and each whose pin was
+//! acknowledged its manifest and all its chunks".
 //!
-//! The correct protocol must lose nothing, and each of nine mistakes must be found, or the model is blind.
+//! The correct protocol must lose nothing, and each of thirteen mistakes must be found, or the model is blind.
 //! `STILLFRAME_MODEL_SEEDS=200000 cargo test --release -p stillframe-repo --test protocol_model` runs longer.
 
 #![allow(clippy::unwrap_used, reason = "a test stops at what it did not expect")]
@@ -40,9 +41,17 @@ enum Mistake {
     NoRelist,
     /// Somebody removes a mark that is not his.
     RemoveForeign,
+    /// Who pins does not look for the seal once the pin is there.
+    PinLooksFirst,
+    /// Who pins and finds the seal gone takes back the pin, which may be another's by then.
+    PinTakesBack,
+    /// Who forgets does not look for a pin again once the seal is gone.
+    ForgetLooksOnce,
+    /// Who takes back what was not finished, or was left by the dead, does not look for a pin: it may have had a seal.
+    TakesBackPinned,
 }
 
-const MISTAKES: [Mistake; 9] = [
+const MISTAKES: [Mistake; 13] = [
     Mistake::LookFirst,
     Mistake::PacksFirst,
     Mistake::IgnoreMarks,
@@ -52,6 +61,10 @@ const MISTAKES: [Mistake; 9] = [
     Mistake::NoGiveway,
     Mistake::NoRelist,
     Mistake::RemoveForeign,
+    Mistake::PinLooksFirst,
+    Mistake::PinTakesBack,
+    Mistake::ForgetLooksOnce,
+    Mistake::TakesBackPinned,
 ];
 
 #[derive(Default)]
@@ -65,6 +78,11 @@ struct Store {
     /// Backups reported successful and not forgotten.
     reported: BTreeSet<Id>,
     forgotten: BTreeSet<Id>,
+    pins: BTreeSet<Id>,
+    /// Those whose pin was acknowledged, and that nobody has begun to unpin.
+    promised: BTreeSet<Id>,
+    /// Of machines: manifests that lose their seal, or have none yet, and whose owner is gone.
+    left: BTreeSet<Id>,
     last_id: Id,
 }
 
@@ -76,6 +94,10 @@ impl Store {
 
     fn violation(&self) -> Option<String> {
         let have: Chunks = self.packs.values().flatten().copied().collect();
+        let is_lost = |backup: &Id| self.manifests.get(backup).is_none_or(|need| !need.is_subset(&have));
+        if let Some(backup) = self.promised.iter().find(|backup| is_lost(backup)) {
+            return Some(format!("backup {backup} is pinned and lost"));
+        }
         self.reported.iter().find_map(|backup| match self.manifests.get(backup) {
             None => Some(format!("backup {backup} lost its manifest")),
             Some(_) if !self.sealed.contains(backup) => Some(format!("backup {backup} lost its seal")),
@@ -152,13 +174,17 @@ async fn writer(world: World) {
         // The real writer takes back what it put when a request fails; that may fail, too.
         let id = *backup.borrow();
         if let Some(id) = id {
-            let _ = retract(&world, id).await;
+            let _ = take_away(&world, id, Mistake::TakesBackPinned).await;
         }
     }
 }
 
-async fn retract(world: &World, backup: Id) -> Result<(), NoAnswer> {
+/// The seal, then the manifest; unless somebody pins it meanwhile, who has found the seal then.
+async fn take_away(world: &World, backup: Id, mistake: Mistake) -> Result<(), NoAnswer> {
     world.change(|store| _ = store.sealed.remove(&backup)).await?;
+    if world.look(|store| store.pins.contains(&backup)).await && !world.makes(mistake) {
+        return world.change(|store| seal_again(store, backup)).await;
+    }
     world.change(|store| drop(store.manifests.remove(&backup))).await
 }
 
@@ -319,13 +345,109 @@ async fn forgetter(world: World) {
         })
         .await;
     if let Some(backup) = world.pick(&candidates) {
-        // From here on nobody may expect the backup to be there.
-        {
-            let mut store = world.store.borrow_mut();
-            store.forgotten.insert(backup);
-            store.reported.remove(&backup);
+        let _ = forget(&world, backup).await;
+    }
+}
+
+async fn forget(world: &World, backup: Id) -> Result<(), NoAnswer> {
+    if world.look(|store| store.pins.contains(&backup)).await {
+        return Ok(());
+    }
+    // From here on nobody may expect the backup to be there who has not pinned it.
+    {
+        let mut store = world.store.borrow_mut();
+        store.forgotten.insert(backup);
+        store.reported.remove(&backup);
+    }
+    let note = Note { world: world.clone(), backup };
+    take_away(world, backup, Mistake::ForgetLooksOnce).await?;
+    note.settle();
+    Ok(())
+}
+
+/// A seal's content follows from the manifest: where that is gone, there is nothing to be sealed.
+fn seal_again(store: &mut Store, backup: Id) {
+    if store.manifests.contains_key(&backup) {
+        store.sealed.insert(backup);
+    }
+}
+
+/// On the machine of whoever takes a seal away. It stays when its owner dies, or gives up.
+struct Note {
+    world: World,
+    backup: Id,
+}
+
+impl Note {
+    fn settle(self) {
+        drop(self.world.clone());
+        std::mem::forget(self);
+    }
+}
+
+impl Drop for Note {
+    fn drop(&mut self) {
+        self.world.store.borrow_mut().left.insert(self.backup);
+    }
+}
+
+/// The next run on a machine on which somebody died.
+async fn clearer(world: World) {
+    let left: Vec<Id> = world.store.borrow().left.iter().copied().collect();
+    if let Some(backup) = world.pick(&left) {
+        world.store.borrow_mut().left.remove(&backup);
+        let note = Note { world: world.clone(), backup };
+        if clear(&world, backup).await.is_ok() {
+            note.settle();
         }
-        let _ = retract(&world, backup).await;
+    }
+}
+
+async fn clear(world: &World, backup: Id) -> Result<(), NoAnswer> {
+    if world.look(|store| store.sealed.contains(&backup) && store.manifests.contains_key(&backup)).await {
+        return Ok(());
+    }
+    take_away(world, backup, Mistake::TakesBackPinned).await
+}
+
+async fn pinner(world: World) {
+    let sealed: Vec<Id> = world.store.borrow().sealed.iter().copied().collect();
+    if let Some(backup) = world.pick(&sealed) {
+        let _ = pin(&world, backup).await;
+    }
+}
+
+async fn pin(world: &World, backup: Id) -> Result<(), NoAnswer> {
+    let is_there = |store: &Store| store.sealed.contains(&backup) && store.manifests.contains_key(&backup);
+    if !world.look(is_there).await {
+        return Ok(());
+    }
+    world.change(|store| _ = store.pins.insert(backup)).await?;
+    if world.makes(Mistake::PinLooksFirst) || world.look(is_there).await {
+        // Unless somebody takes it away again meanwhile: then nothing was promised.
+        let mut store = world.store.borrow_mut();
+        if store.pins.contains(&backup) {
+            store.promised.insert(backup);
+        }
+    } else if world.makes(Mistake::PinTakesBack)
+        || !world.look(|store| store.manifests.contains_key(&backup)).await
+    {
+        world.change(|store| _ = store.pins.remove(&backup)).await?;
+    }
+    Ok(())
+}
+
+async fn unpinner(world: World) {
+    let pins: Vec<Id> = world.store.borrow().pins.iter().copied().collect();
+    if let Some(backup) = world.pick(&pins) {
+        world.store.borrow_mut().promised.remove(&backup);
+        let _ = world
+            .change(|store| {
+                store.pins.remove(&backup);
+                // Of two that pin and unpin at the same time the later one counts.
+                store.promised.remove(&backup);
+            })
+            .await;
     }
 }
 
@@ -342,12 +464,15 @@ struct Process {
 }
 
 fn spawn(world: &World) -> Process {
-    let kinds = if world.makes(Mistake::RemoveForeign) { 10 } else { 9 };
+    let kinds = if world.makes(Mistake::RemoveForeign) { 14 } else { 13 };
     let kind = world.rng.borrow_mut().random_range(0..kinds);
     let future: Pin<Box<dyn Future<Output = ()>>> = match kind {
         0..4 => Box::pin(writer(world.clone())),
         4..7 => Box::pin(sweeper(world.clone())),
         7..9 => Box::pin(forgetter(world.clone())),
+        9..11 => Box::pin(pinner(world.clone())),
+        11 => Box::pin(unpinner(world.clone())),
+        12 => Box::pin(clearer(world.clone())),
         _ => Box::pin(remover_of_foreign_marks(world.clone())),
     };
     Process { future, speed: world.pick(&[1.0, 1.0, 3.0, 0.1]).expect("not empty") }

@@ -148,6 +148,20 @@ impl ObjectStore for FaultStore {
 
     fn delete_stream(&self, paths: BoxStream<'static, Result<Path>>) -> BoxStream<'static, Result<Path>> {
         let fault = self.count();
+        let hook = self.hook.lock().unwrap().clone();
+        let paths = match hook {
+            None => paths,
+            Some(hook) => {
+                let heard = move |path: Path| {
+                    let hook = Arc::clone(&hook);
+                    async move {
+                        hook("delete", path.to_string()).await;
+                        Ok(path)
+                    }
+                };
+                paths.and_then(heard).boxed()
+            }
+        };
         match fault {
             Some(Moment::BeforeTheEffect) => futures::stream::iter([Err(failure())]).boxed(),
             Some(Moment::AfterTheEffect) => {
