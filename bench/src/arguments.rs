@@ -15,9 +15,9 @@ pub(crate) struct Arguments {
     /// Size of the data, as a part of the full size (1 GiB and so on)
     #[arg(long, default_value_t = 1.0, value_parser = parse_scale)]
     pub(crate) scale: f64,
-    /// How often each run is repeated; the table shows medians
-    #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..=99))]
-    pub(crate) rounds: u32,
+    /// How often each run is repeated; the table shows medians [default: 3, of the foreground 9]
+    #[arg(long, value_parser = clap::value_parser!(u32).range(1..=99))]
+    pub(crate) rounds: Option<u32>,
     /// Only this part; may be repeated
     #[arg(long, value_enum)]
     pub(crate) only: Vec<Part>,

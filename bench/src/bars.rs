@@ -1,8 +1,11 @@
 //! The bars that Stillframe is held to, against what was measured.
 
 use crate::captures::Captures;
+use crate::foreground;
+use crate::open_loop::Felt;
 use crate::part::Part;
 use crate::results::{Facts, Results, Row, Work};
+use crate::statistics::median;
 use crate::tool_name::ToolName::{self, Cp, Ldb, Polite, Restic, Stillframe};
 
 const MIB: f64 = 1_048_576.0;
@@ -26,6 +29,7 @@ pub(crate) fn verdicts(results: &Results) -> Vec<Verdict> {
     for captures in &results.captures {
         bars.capture(captures);
     }
+    bars.foreground();
     bars.full();
     for part in [Part::Half, Part::Incompressible, Part::Tables] {
         bars.unchanged(part);
@@ -78,6 +82,26 @@ impl Bars<'_> {
             over,
             0.100,
         );
+    }
+
+    fn foreground(&mut self) {
+        let Some(foreground) = &self.results.foreground else { return };
+        let ratios = |of: fn(&Felt) -> f64| foreground.ratios(Polite, of);
+        let (throughput, p999) = (ratios(|felt| felt.throughput), ratios(|felt| felt.p999));
+        if throughput.is_empty() {
+            return;
+        }
+        let (rounds, wanted) = (throughput.len(), foreground::ROUNDS);
+        let few = if count(rounds) < f64::from(wanted) {
+            format!(" ({rounds} of {wanted} rounds)")
+        } else {
+            String::new()
+        };
+        let work = |what: &str| format!("foreground beside polite backups, {what}");
+        let (throughput, p999) = (median(throughput), median(p999));
+        let found = |ratio: f64| format!("{ratio:.2} ×");
+        self.say(work("throughput"), format!("≥ 0.95 × alone{few}"), found(throughput), throughput >= 0.95);
+        self.say(work("p99.9"), format!("≤ 1.5 × alone{few}"), found(p999), p999 <= 1.5);
     }
 
     fn full(&mut self) {
@@ -226,6 +250,7 @@ fn count(number: usize) -> f64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::foreground::{Foreground, Load, Turn};
     use crate::measurement::Measurement;
 
     fn row(part: Part, work: Work, tool: ToolName, wall: f64, cpu: f64) -> Row {
@@ -271,7 +296,7 @@ mod tests {
             row(Part::Tables, Work::Unlock, Stillframe, 0.25, 0.1),
         ];
         let verdict =
-            verdict(&Results { rows, facts, captures: Vec::new() }, "nothing changed", "10000 tables");
+            verdict(&Results { rows, facts, ..Results::default() }, "nothing changed", "10000 tables");
         assert!(verdict.met, "{verdict:?}");
     }
 
@@ -289,9 +314,28 @@ mod tests {
                 row(Part::Sqlite, Work::Full, Cp, 1.0, 1.0),
             ]
         };
-        let few = Results { rows: rows(), facts: facts(1e6), captures: Vec::new() };
+        let few = Results { rows: rows(), facts: facts(1e6), ..Results::default() };
         assert!(!verdict(&few, "bytes", "changed chunks").met);
-        let many = Results { rows: rows(), facts: facts(1e7), captures: Vec::new() };
+        let many = Results { rows: rows(), facts: facts(1e7), ..Results::default() };
         assert!(verdict(&many, "bytes", "changed chunks").met);
+    }
+
+    #[test]
+    fn the_foreground_is_judged_by_the_polite_backup_and_few_rounds_are_told() {
+        let turn = |beside, throughput, p999| {
+            let felt = Felt { throughput, p50: 0.1, p99: 0.2, p999, longest: 9.0 };
+            Turn { beside, felt, load: Load::default() }
+        };
+        let round =
+            || vec![turn(None, 100.0, 1.0), turn(Some(Polite), 95.0, 1.6), turn(Some(Restic), 40.0, 9.0)];
+        let of_rounds = |rounds: u32| {
+            let rounds = (0..rounds).map(|_| round()).collect();
+            let foreground = Foreground { bytes: 1 << 30, best: 200.0, rate: 100, rounds };
+            Results { foreground: Some(foreground), ..Results::default() }
+        };
+        let few = verdict(&of_rounds(2), "foreground", "2 of 9 rounds");
+        assert!(few.met && few.work.contains("throughput"), "{few:?}");
+        let enough = verdict(&of_rounds(9), "p99.9", "alone");
+        assert!(!enough.met && !enough.bar.contains("rounds"), "{enough:?}");
     }
 }

@@ -56,7 +56,7 @@ impl Data {
                 let data = FjallData::fill(workshop, "data", workshop.scaled(500_000_000), 0.5)?;
                 Ok(Some(Self::Fjall(data)))
             }
-            Part::Capture | Part::Memory | Part::Index => Ok(None),
+            Part::Capture | Part::Foreground | Part::Memory | Part::Index => Ok(None),
         }
     }
 

@@ -17,9 +17,11 @@ mod data;
 mod disk_rate;
 mod error;
 mod fjall_data;
+mod foreground;
 mod machine;
 mod measurement;
 mod memory;
+mod open_loop;
 mod part;
 mod report;
 mod results;
@@ -69,6 +71,7 @@ fn run(arguments: &Arguments) -> Result<(), BenchError> {
         machine.note_load(part)?;
         match part {
             Part::Capture => results.captures = captures::run(&workshop)?,
+            Part::Foreground => results.foreground = Some(foreground::run(&workshop)?),
             Part::Memory => results.rows.extend(memory::run(&workshop)?),
             Part::Index if !workshop.full => say("   only with --full"),
             Part::Index => results.rows.extend(memory::beside_large_index(&workshop)?),

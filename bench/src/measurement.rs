@@ -161,7 +161,8 @@ fn busy_ticks(stat: &str) -> f64 {
         .sum()
 }
 
-fn failed(command: &Command, how: String, said: &[u8]) -> BenchError {
+/// A program that did not do what it was asked to, with its last words.
+pub(crate) fn failed(command: &Command, how: String, said: &[u8]) -> BenchError {
     let words = std::iter::once(command.get_program()).chain(command.get_args());
     let command = words.map(|word| word.to_string_lossy().into_owned()).collect::<Vec<_>>().join(" ");
     let said = String::from_utf8_lossy(said);

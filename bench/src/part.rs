@@ -7,6 +7,8 @@ use clap::ValueEnum;
 pub(crate) enum Part {
     /// Images of a database that db_bench keeps busy
     Capture,
+    /// What a RocksDB's own writer feels while it is backed up
+    Foreground,
     /// RocksDB, 1 GiB, values that compress to half
     Half,
     /// RocksDB, 1 GiB, values that do not compress
@@ -28,6 +30,7 @@ impl Part {
     pub(crate) fn title(self) -> &'static str {
         match self {
             Self::Capture => "capture of a busy RocksDB",
+            Self::Foreground => "foreground of a RocksDB",
             Self::Half => "RocksDB, half-compressible",
             Self::Incompressible => "RocksDB, incompressible",
             Self::Sqlite => "SQLite",

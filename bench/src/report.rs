@@ -5,9 +5,12 @@ use std::fmt::Write;
 use crate::bars::verdicts;
 use crate::captures::Captures;
 use crate::error::BenchError;
+use crate::foreground::{self, Foreground, TURN};
 use crate::machine::Machine;
+use crate::open_loop::Felt;
 use crate::part::Part;
 use crate::results::{Results, Row};
+use crate::statistics::median;
 use crate::tool_name::ToolName;
 use crate::workshop::{Workshop, say};
 
@@ -22,6 +25,7 @@ pub(crate) fn markdown(workshop: &Workshop, machine: &Machine, results: &Results
     text += &head(workshop, machine, results);
     text += &table_of_rows(&results.rows);
     text += &table_of_captures(&results.captures);
+    text += &results.foreground.as_ref().map(table_of_foreground).unwrap_or_default();
     text += &table_of_bars(results);
     text
 }
@@ -78,6 +82,9 @@ fn head(workshop: &Workshop, machine: &Machine, results: &Results) -> String {
             facts.bytes >> 20,
             facts.changed / MIB,
         ));
+    }
+    if let Some(foreground) = &results.foreground {
+        lines.push(facts_of_foreground(foreground));
     }
     let loads =
         machine.loads.iter().map(|(when, load)| format!("{load} ({when})")).collect::<Vec<_>>().join(", ");
@@ -160,6 +167,74 @@ fn table_of_captures(captures: &[Captures]) -> String {
         ]);
     }
     if captures.is_empty() { String::new() } else { table.text() }
+}
+
+fn facts_of_foreground(of: &Foreground) -> String {
+    let rounds = of.rounds.len();
+    let few = if of.rounds.len() < foreground::ROUNDS as usize {
+        format!(", where a verdict wants {}", foreground::ROUNDS)
+    } else {
+        String::new()
+    };
+    format!(
+        "Foreground: a RocksDB of {} MiB; its writer's best is {:.0} puts/s, {} puts/s were due for {} s a turn; {rounds} paired rounds{few}. \
+         Seconds count from the moment at which a put was due. *× alone* is the median of the ratios to the turn alone of the same round. \
+         restic and rustic backed up an image made before the turn.",
+        of.bytes >> 20,
+        of.best,
+        of.rate,
+        TURN.as_secs(),
+    )
+}
+
+#[expect(clippy::cast_precision_loss, reason = "sizes that are printed")]
+fn table_of_foreground(of: &Foreground) -> String {
+    let mut table = Table::new(
+        [
+            "Writer beside",
+            "Puts/s",
+            "p50 ms",
+            "p99 ms",
+            "p99.9 ms",
+            "Longest ms",
+            "Puts/s × alone",
+            "p99 × alone",
+            "p99.9 × alone",
+            "Min–max",
+            "Stored MiB/s",
+            "Backups",
+        ],
+        1,
+    );
+    for beside in of.company() {
+        let ratios = |what: fn(&Felt) -> f64| beside.map(|tool| of.ratios(tool, what));
+        let middle = |what| ratios(what).map_or_else(String::new, |them| format!("{:.2}", median(them)));
+        let millis =
+            |what: fn(&Felt) -> f64| format!("{:.2}", of.middle(beside, |turn| what(&turn.felt)) * 1e3);
+        let span = ratios(|felt| felt.p999).map(|them| {
+            let least = them.iter().copied().fold(f64::INFINITY, f64::min);
+            format!("{least:.2}–{:.2}", them.iter().copied().fold(0.0, f64::max))
+        });
+        let work = |text: String| if beside.is_some() { text } else { String::new() };
+        table.line([
+            foreground::title(beside).to_owned(),
+            format!("{:.0}", of.middle(beside, |turn| turn.felt.throughput)),
+            millis(|felt| felt.p50),
+            millis(|felt| felt.p99),
+            millis(|felt| felt.p999),
+            millis(|felt| felt.longest),
+            middle(|felt| felt.throughput),
+            middle(|felt| felt.p99),
+            middle(|felt| felt.p999),
+            span.unwrap_or_default(),
+            work(format!(
+                "{:.1}",
+                of.middle(beside, |turn| turn.load.stored as f64) / MIB / TURN.as_secs_f64()
+            )),
+            work(format!("{:.0}", of.middle(beside, |turn| f64::from(turn.load.backups)))),
+        ]);
+    }
+    table.text()
 }
 
 fn table_of_bars(results: &Results) -> String {

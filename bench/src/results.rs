@@ -1,6 +1,7 @@
 //! What a run found.
 
 use crate::captures::Captures;
+use crate::foreground::Foreground;
 use crate::measurement::Measurement;
 use crate::part::Part;
 use crate::statistics::median;
@@ -109,6 +110,8 @@ pub(crate) struct Results {
     pub(crate) facts: Vec<Facts>,
     /// Of each busy writer.
     pub(crate) captures: Vec<Captures>,
+    /// Of the writer that was not alone.
+    pub(crate) foreground: Option<Foreground>,
 }
 
 impl Results {

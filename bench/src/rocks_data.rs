@@ -12,10 +12,10 @@ use crate::workshop::Workshop;
 pub(crate) const RELEASE: &str = "11.8.1";
 
 /// Bytes of one value; keys have 8.
-const VALUE: u64 = 1000;
+pub(crate) const VALUE: u64 = 1000;
 
 /// What one row takes in a table, index and checksums included.
-const ROW: u64 = 1022;
+pub(crate) const ROW: u64 = 1022;
 
 const INSTALL: &str = "run bench/install.sh";
 
@@ -39,19 +39,27 @@ pub(crate) struct RocksData {
     java: Vec<String>,
 }
 
+/// The words after `java` that run one of the programs of the bench.
+pub(crate) fn java(workshop: &Workshop, program: &str) -> Result<Vec<String>, BenchError> {
+    let jar = workshop.cache().join(format!("jars/rocksdbjni-{RELEASE}.jar"));
+    let native = workshop.cache().join(format!("native/{RELEASE}"));
+    need(&jar, INSTALL)?;
+    need(&native.join("librocksdbjni.so"), INSTALL)?;
+    let program = workshop.bench().join("java").join(program);
+    Ok(vec![
+        "-Xmx512m".to_owned(),
+        format!("-Djava.library.path={}", native.display()),
+        "-cp".to_owned(),
+        jar.display().to_string(),
+        program.display().to_string(),
+    ])
+}
+
 impl RocksData {
     /// Writes the database, compacts it and closes it.
     pub(crate) fn fill(workshop: &Workshop, name: &str, shape: RocksShape) -> Result<Self, BenchError> {
         let dir = workshop.empty_dir(name)?;
-        let jar = workshop.cache().join(format!("jars/rocksdbjni-{RELEASE}.jar"));
-        let native = workshop.cache().join(format!("native/{RELEASE}"));
-        need(&jar, INSTALL)?;
-        need(&native.join("librocksdbjni.so"), INSTALL)?;
-        let program = workshop.bench().join("java/BenchData.java");
-        let java =
-            ["-Xmx512m".to_owned(), format!("-Djava.library.path={}", native.display()), "-cp".to_owned()];
-        let java =
-            java.into_iter().chain([jar.display().to_string(), program.display().to_string()]).collect();
+        let java = java(workshop, "BenchData.java")?;
         let words = vec![
             format!("rows={}", (shape.bytes / ROW).max(1000)),
             format!("value={VALUE}"),

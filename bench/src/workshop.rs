@@ -7,6 +7,7 @@ use tempfile::TempDir;
 
 use crate::arguments::Arguments;
 use crate::error::BenchError;
+use crate::foreground;
 use crate::tool_name::ToolName;
 use crate::tree::need;
 
@@ -27,6 +28,8 @@ pub(crate) struct Workshop {
     pub(crate) scale: f64,
     /// How often each run is repeated.
     pub(crate) rounds: u32,
+    /// How often the writer of the foreground takes its turns.
+    pub(crate) foreground_rounds: u32,
     /// Whether what takes long is wanted too.
     pub(crate) full: bool,
     /// Images per busy writer.
@@ -52,7 +55,8 @@ impl Workshop {
             results: arguments.results.clone().unwrap_or_else(|| built.join("bench/RESULTS.md")),
             clock: SystemClock::new(),
             scale: arguments.scale,
-            rounds: arguments.rounds,
+            rounds: arguments.rounds.unwrap_or(3),
+            foreground_rounds: arguments.rounds.unwrap_or(foreground::ROUNDS),
             full: arguments.full,
             captures: arguments.captures,
             seed: arguments.seed,
