@@ -16,11 +16,25 @@ pub enum Pace {
 }
 
 impl Pace {
+    /// Where the system weighs sessions against each other before threads (Linux: autogroup), a polite process that leads its own, as a service or
+    /// a line of cron does, makes all of it nice: how nice its threads are means nothing to those of other sessions. Not where others share it.
+    pub fn apply_to_own_session(self) {
+        const PLACE: &str = "/proc/self/autogroup";
+        let leads = rustix::process::getsid(None).is_ok_and(|session| session == rustix::process::getpid());
+        if self == Self::Polite
+            && leads
+            && std::path::Path::new(PLACE).exists()
+            && let Err(error) = std::fs::write(PLACE, NICE.to_string())
+        {
+            tracing::debug!(%error, "could not lower the priority of the session");
+        }
+    }
+
     /// Lowers the priority of the calling thread, and of those that it starts from then on, if the pace is polite: nice 10, which lowers the I/O
     /// priority along with it where the I/O scheduler knows priorities. A thread cannot go back. A refusal is ignored: it is a courtesy.
     pub fn apply_to_this_thread(self) {
         if self == Self::Polite
-            && let Err(error) = rustix::process::setpriority_process(None, 10)
+            && let Err(error) = rustix::process::setpriority_process(None, NICE)
         {
             tracing::debug!(%error, "could not lower the priority of a thread");
         }
@@ -124,6 +138,8 @@ impl CpuShare {
     }
 }
 
+/// Of 0 to 19.
+const NICE: i32 = 10;
 /// A polite worker stays away for at most so many times as long as it worked.
 const MOST_GIVEN: u32 = 20;
 

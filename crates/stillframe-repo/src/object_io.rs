@@ -32,7 +32,8 @@ impl ObjectIo {
         Self { store }
     }
 
-    /// Names are never used twice, so putting again what may or may not have arrived is harmless.
+    /// Once. Who gets an error does not know whether it arrived. To put it again is harmless, but for a pack: that may have been condemned meanwhile,
+    /// and would be deleted by a sweeper that wakes up late.
     pub(crate) async fn put(&self, name: ObjectName, payload: PutPayload) -> Result<()> {
         tracing::trace!(object = %name, bytes = payload.content_length(), "put");
         let result = self.store.put(&name.path(), payload).await;
