@@ -24,7 +24,7 @@ from workplace import Workplace  # noqa: E402
 
 #: In the order in which a run without --part makes them: the cheapest proof that something is wrong comes first.
 PARTS = [
-    "sharpness", "readme", "year", "demo", "durable", "sqlite", "fjall", "rocksdb", "db_bench", "leveldb", "unchanged_source", "kills", "sweeps", "churn", "politeness", "full_disk", "lost_repository", "refusals", "terminal", "sabotage",
+    "sharpness", "readme", "year", "demo", "durable", "sqlite", "fjall", "rocksdb", "db_bench", "leveldb", "unchanged_source", "kills", "sweeps", "stopped", "churn", "politeness", "full_disk", "lost_repository", "refusals", "terminal", "sabotage",
 ]
 #: Made by `.ci/build-for-e2e`.
 BUILDS = {build: ROOT / "target/e2e" / build / "stillframe" for build in ("plain", "failpoints", "sabotage")}

@@ -58,12 +58,12 @@ async fn content(repository: &Repository) -> Result<Content, Error> {
     for manifest in backups.readable {
         for source in &manifest.draft.sources {
             let snapshot = repository.read_content(source.snapshot, u64::MAX).await?;
-            content.insert((manifest.id, format!("{}: its description", source.name)), snapshot.to_vec());
+            content.insert((manifest.id, format!("{}: its description", source.name)), snapshot);
             let mut list = repository.files(source.files);
             while let Some(entry) = list.next().await? {
                 let place = (manifest.id, format!("{}: {}", source.name, entry.path));
                 let bytes = match entry.kind {
-                    FileKind::File { content } => repository.read_content(content, u64::MAX).await?.to_vec(),
+                    FileKind::File { content } => repository.read_content(content, u64::MAX).await?,
                     FileKind::Symlink { target } => target,
                     FileKind::Directory => Vec::new(),
                 };
