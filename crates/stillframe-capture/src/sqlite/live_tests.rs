@@ -4,24 +4,22 @@ use std::io::{BufRead, BufReader, Write};
 use std::os::unix::fs::{FileExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Stdio};
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use rusqlite::Connection;
 use rusqlite::config::DbConfig;
 
-use stillframe_storage::{Clock, SystemClock};
 use tokio_util::sync::CancellationToken;
 
 use super::{begin, beside, finish, recognise, validate};
 use crate::test_support::{NOBODY, Surroundings, again, again_as, child_argument, inventory, is_root};
-use crate::{CaptureError, CaptureOptions, Context, Engine, Event, Image, Role, Source};
+use crate::{CaptureError, CaptureOptions, Engine, Event, Image, Role, Source};
 
 /// Rows that transactions rewrite in turn.
 const FILLER: u64 = 400;
-const PATIENCE: Duration = Duration::from_secs(15);
+pub(super) const PATIENCE: Duration = Duration::from_secs(15);
 
-fn source(path: &Path) -> Source {
+pub(super) fn source(path: &Path) -> Source {
     Source { engine: Engine::Sqlite, path: path.to_owned() }
 }
 
@@ -48,7 +46,7 @@ fn filler(n: u64) -> String {
     format!("{n:>0200}-{}", n.wrapping_mul(0x9E37_79B9_7F4A_7C15))
 }
 
-fn make(path: &Path, mode: &str, page_size: u32) -> Connection {
+pub(super) fn make(path: &Path, mode: &str, page_size: u32) -> Connection {
     let connection = Connection::open(path).unwrap();
     let settings =
         format!("PRAGMA page_size={page_size}; PRAGMA journal_mode={mode}; PRAGMA synchronous=off;");
@@ -63,7 +61,7 @@ fn make(path: &Path, mode: &str, page_size: u32) -> Connection {
 }
 
 /// One transaction over three parts of the file.
-fn commit(connection: &Connection, n: u64) -> rusqlite::Result<()> {
+pub(super) fn commit(connection: &Connection, n: u64) -> rusqlite::Result<()> {
     let number = i64::try_from(n).unwrap();
     let row = i64::try_from(n % FILLER).unwrap();
     connection.execute_batch("BEGIN IMMEDIATE")?;
@@ -180,7 +178,7 @@ fn live_rounds(writer: &Writer, dir: &Path, rounds: u32, ballast: &str) {
 }
 
 /// Bytes that make the copy take a moment.
-fn add_ballast(connection: &Connection, megabytes: u32) {
+pub(super) fn add_ballast(connection: &Connection, megabytes: u32) {
     connection.execute_batch("CREATE TABLE ballast(b)").unwrap();
     let mut statement = connection.prepare("INSERT INTO ballast VALUES(randomblob(1000000))").unwrap();
     (0..megabytes).for_each(|_| {
@@ -453,94 +451,6 @@ fn a_writer_with_two_databases_attached_and_a_capture_of_both_do_not_wait_for_ea
         let images = images.unwrap_or_else(|error| panic!("turn {turn}: {error}"));
         assert_eq!(images.len(), 2);
     }
-}
-
-#[test]
-fn a_log_that_grows_beyond_its_cap_ends_the_capture() {
-    let dir = tempfile::tempdir().unwrap();
-    let db = dir.path().join("db");
-    let connection = make(&db, "wal", 4096);
-    add_ballast(&connection, 20);
-    drop(connection);
-    let options = CaptureOptions { sqlite_wal_cap: 1 << 20, ..CaptureOptions::default() };
-    let around = Surroundings::default();
-    let transaction = around.with(|context| begin(&source(&db), &options, PATIENCE, context)).unwrap();
-    let writer = Connection::open(&db).unwrap();
-    writer.execute_batch("INSERT INTO ballast VALUES(randomblob(3000000))").unwrap();
-    match around.with(|context| finish(transaction, &options, context)) {
-        Err(CaptureError::TooBusy { moved, .. }) => assert!(moved.contains("grew"), "{moved}"),
-        other => panic!("{other:?}"),
-    }
-    // The transaction is over: the log can be reset.
-    let busy: i64 = writer.query_row("PRAGMA wal_checkpoint(TRUNCATE)", [], |row| row.get(0)).unwrap();
-    assert_eq!(busy, 0);
-}
-
-/// The system's, until it is told that an hour has passed.
-#[derive(Debug)]
-struct Jumping(SystemClock, AtomicBool);
-
-impl Clock for Jumping {
-    fn now(&self) -> jiff::Timestamp {
-        self.0.now()
-    }
-
-    fn monotonic(&self) -> Duration {
-        let jump = u64::from(self.1.load(Ordering::Relaxed)) * 3600;
-        self.0.monotonic() + Duration::from_secs(jump)
-    }
-}
-
-#[test]
-fn a_copy_that_keeps_an_application_waiting_for_too_long_lets_go() {
-    let dir = tempfile::tempdir().unwrap();
-    let db = dir.path().join("db");
-    let connection = make(&db, "delete", 4096);
-    add_ballast(&connection, 20);
-    drop(connection);
-    let (clock, cancel) = (Jumping(SystemClock::new(), AtomicBool::new(false)), CancellationToken::new());
-    let events = |event: Event| {
-        if let Event::Copied { done, total } = event
-            && done < total
-        {
-            clock.1.store(true, Ordering::Relaxed);
-        }
-    };
-    let context = Context {
-        clock: &clock,
-        cancel: &cancel,
-        events: &events,
-        random_name: &|| "0123456789abcdef".into(),
-    };
-    let options = CaptureOptions::default();
-    let transaction = begin(&source(&db), &options, PATIENCE, &context).unwrap();
-    match finish(transaction, &options, &context) {
-        Err(CaptureError::Locked { what, .. }) => assert!(what.contains("--sqlite-lock-timeout"), "{what}"),
-        other => panic!("{other:?}"),
-    }
-    let writer = Connection::open(&db).unwrap();
-    writer.busy_timeout(Duration::ZERO).unwrap();
-    commit(&writer, 1).unwrap();
-}
-
-#[test]
-fn a_cancelled_copy_leaves_nothing_and_no_lock() {
-    let dir = tempfile::tempdir().unwrap();
-    let db = dir.path().join("db");
-    let connection = make(&db, "delete", 4096);
-    add_ballast(&connection, 20);
-    drop(connection);
-    let options = CaptureOptions::default();
-    let around = Surroundings::default();
-    let transaction = around.with(|context| begin(&source(&db), &options, PATIENCE, context)).unwrap();
-    around.cancel.cancel();
-    let outcome = around.with(|context| finish(transaction, &options, context));
-    assert!(matches!(outcome, Err(CaptureError::Cancelled)));
-    let writer = Connection::open(&db).unwrap();
-    writer.busy_timeout(Duration::ZERO).unwrap();
-    commit(&writer, 1).unwrap();
-    drop(writer);
-    assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 1);
 }
 
 #[test]
