@@ -28,8 +28,6 @@ mod wal;
 #[cfg(test)]
 mod exchange_tests;
 #[cfg(test)]
-mod limits_tests;
-#[cfg(test)]
 mod live_tests;
 
 use std::fs::File;

@@ -7,8 +7,8 @@ use rusqlite::Connection;
 use stillframe_storage::{Clock, SystemClock};
 use tokio_util::sync::CancellationToken;
 
-use super::live_tests::{PATIENCE, add_ballast, commit, make, source};
-use super::{begin, finish};
+use super::super::{begin, finish};
+use super::{PATIENCE, add_ballast, commit, make, source};
 use crate::test_support::Surroundings;
 use crate::{CaptureError, CaptureOptions, Context, Event};
 

@@ -1,5 +1,8 @@
 //! Captures of real databases in both journal modes: written to by other processes, closed, crashed, locked, foreign, damaged.
 
+#[path = "limits_tests.rs"]
+mod limits_tests;
+
 use std::io::{BufRead, BufReader, Write};
 use std::os::unix::fs::{FileExt, PermissionsExt};
 use std::path::{Path, PathBuf};
@@ -17,9 +20,9 @@ use crate::{CaptureError, CaptureOptions, Engine, Event, Image, Role, Source};
 
 /// Rows that transactions rewrite in turn.
 const FILLER: u64 = 400;
-pub(super) const PATIENCE: Duration = Duration::from_secs(15);
+const PATIENCE: Duration = Duration::from_secs(15);
 
-pub(super) fn source(path: &Path) -> Source {
+fn source(path: &Path) -> Source {
     Source { engine: Engine::Sqlite, path: path.to_owned() }
 }
 
@@ -46,7 +49,7 @@ fn filler(n: u64) -> String {
     format!("{n:>0200}-{}", n.wrapping_mul(0x9E37_79B9_7F4A_7C15))
 }
 
-pub(super) fn make(path: &Path, mode: &str, page_size: u32) -> Connection {
+fn make(path: &Path, mode: &str, page_size: u32) -> Connection {
     let connection = Connection::open(path).unwrap();
     let settings =
         format!("PRAGMA page_size={page_size}; PRAGMA journal_mode={mode}; PRAGMA synchronous=off;");
@@ -61,7 +64,7 @@ pub(super) fn make(path: &Path, mode: &str, page_size: u32) -> Connection {
 }
 
 /// One transaction over three parts of the file.
-pub(super) fn commit(connection: &Connection, n: u64) -> rusqlite::Result<()> {
+fn commit(connection: &Connection, n: u64) -> rusqlite::Result<()> {
     let number = i64::try_from(n).unwrap();
     let row = i64::try_from(n % FILLER).unwrap();
     connection.execute_batch("BEGIN IMMEDIATE")?;
@@ -178,7 +181,7 @@ fn live_rounds(writer: &Writer, dir: &Path, rounds: u32, ballast: &str) {
 }
 
 /// Bytes that make the copy take a moment.
-pub(super) fn add_ballast(connection: &Connection, megabytes: u32) {
+fn add_ballast(connection: &Connection, megabytes: u32) {
     connection.execute_batch("CREATE TABLE ballast(b)").unwrap();
     let mut statement = connection.prepare("INSERT INTO ballast VALUES(randomblob(1000000))").unwrap();
     (0..megabytes).for_each(|_| {
