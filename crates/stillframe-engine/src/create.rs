@@ -196,6 +196,8 @@ async fn write(
     if !matches!(job.state(), State::Working(Phase::Transferring | Phase::Sealing)) {
         job.enter(Phase::Transferring)?;
     }
+    // Not before: the capture gives way to nobody.
+    surroundings.share.pace().apply_to_own_session();
     let workers = Workers::start(surroundings.share, &surroundings.clock);
     let meter = Meter::new(&held, job, surroundings);
     let write = WriteOptions {

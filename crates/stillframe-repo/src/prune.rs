@@ -13,9 +13,10 @@ use serde::Serialize;
 use stillframe_storage::{BandwidthLimit, Clock, failpoint};
 use tokio_util::sync::CancellationToken;
 
-use crate::envelope::{HASH_LEN, HEADER_LEN, TAG_LEN};
+use crate::envelope::{HASH_LEN, HEADER_LEN, Header, TAG_LEN, check_repository};
 use crate::error::{Error, Result, set_apart};
 use crate::index::read_pack_table;
+use crate::index_cache::Location;
 use crate::layout::{Kind, ObjectName};
 use crate::live_chunks::LiveChunks;
 use crate::object_io::Listed;
@@ -275,8 +276,9 @@ impl<'a> Sweep<'a> {
         let taken: HashSet<PackId> = marks.values().flatten().copied().collect();
         let unknown = self.repository.index().unknown_packs(&packs).await?;
         let mute = self.mute(&unknown, &packs).await?;
+        let bad = self.repository.index().distrust().all();
         let leased = self.repository.leased_packs(self.options.clock.now()).await?;
-        let (usage, lost_chunks) = self.usage(&taken)?;
+        let (usage, lost_chunks, in_doubt) = self.usage(&taken)?;
         let mut plan = PrunePlan {
             packs: packs.len() as u64,
             pack_bytes: packs.iter().map(|pack| pack.size).sum(),
@@ -289,9 +291,21 @@ impl<'a> Sweep<'a> {
         let mut sparse: Vec<(u64, Listed, Usage)> = Vec::new();
         let mut small: Vec<(u64, Listed, Usage)> = Vec::new();
         for pack in packs {
-            // Of a pack whose table cannot be read nobody knows what is in it, unless nothing is missing without it.
-            let is_mute = mute.contains(&pack.id) && lost_chunks == 0;
+            // Of a pack whose table cannot be read nobody knows what is in it, unless nothing is missing without it, nor may be.
+            let is_mute = mute.contains(&pack.id) && in_doubt == 0;
             if (unknown.contains(&pack.id) && !is_mute) || self.spared.contains(&pack.id) {
+                continue;
+            }
+            // So also of one that was found damaged, whatever the index knows of it: what cannot be brought to safety must not be in a mark, which
+            // no later sweep could take away.
+            if bad.contains(&pack.id) && in_doubt > 0 && !taken.contains(&pack.id) {
+                self.spared.insert(pack.id);
+                let name = ObjectName::new(Kind::Pack, pack.id);
+                self.emit(PruneEvent::Spared {
+                    why: format!(
+                        "{name} was found damaged, and something that backups need may be in it alone"
+                    ),
+                });
                 continue;
             }
             // What is in a mark is lost to its writer in any case.
@@ -334,13 +348,15 @@ impl<'a> Sweep<'a> {
         Ok(Survey { marks, condemned, plan })
     }
 
-    /// How much of each pack is needed, by the hints; and how many chunks no pack has. A chunk that is in several counts in one of them,
+    /// How much of each pack is needed, by the hints; how many chunks no pack has; and how many are, as far as is known, in damaged packs alone. A chunk that is in several counts in one of them,
     /// always the same, so that the other copies are what they are: garbage. Packs that are `taken` do not count.
-    fn usage(&self, taken: &HashSet<PackId>) -> Result<(HashMap<PackId, Usage>, u64)> {
+    fn usage(&self, taken: &HashSet<PackId>) -> Result<(HashMap<PackId, Usage>, u64, u64)> {
         let index = self.repository.index();
         let bad = index.distrust().all();
-        let (mut usage, mut lost) = (HashMap::<PackId, Usage>::new(), 0);
-        self.live.locate_each(index, &self.options.cancel, |_, places| {
+        let (mut usage, mut lost, mut in_doubt) = (HashMap::<PackId, Usage>::new(), 0, 0);
+        self.live.locate_each(index, &self.options.cancel, |chunk, places| {
+            let is_good = |place: &Location| chunk.fits(place) && !bad.contains(&place.pack);
+            in_doubt += u64::from(!places.iter().any(is_good));
             let homes = places.iter().filter(|place| !taken.contains(&place.pack));
             match homes.min_by_key(|place| (bad.contains(&place.pack), place.pack)) {
                 Some(home) => {
@@ -352,7 +368,7 @@ impl<'a> Sweep<'a> {
                 None => {}
             }
         })?;
-        Ok((usage, lost))
+        Ok((usage, lost, in_doubt))
     }
 
     /// Of packs of which the index knows nothing, those that are damaged: their own tables cannot tell either.
@@ -360,11 +376,22 @@ impl<'a> Sweep<'a> {
         let mut mute = HashSet::new();
         for pack in packs.iter().filter(|pack| unknown.contains(&pack.id)) {
             let table = read_pack_table(self.repository.io(), self.repository.ring(), *pack).await;
-            if let Some(Err(Error::Damaged { .. })) = set_apart(table)? {
+            if let Some(Err(Error::Damaged { .. })) = set_apart(table)?
+                && !self.is_foreign(*pack).await?
+            {
                 mute.insert(pack.id);
             }
         }
         Ok(mute)
+    }
+
+    /// Whether it is a sound pack of another repository, that somebody put here by mistake.
+    async fn is_foreign(&self, pack: Listed) -> Result<bool> {
+        let name = ObjectName::new(Kind::Pack, pack.id);
+        let header = self.repository.io().get_range(name, 0..HEADER_LEN as u64).await;
+        let header = set_apart(header.and_then(|bytes| Header::decode(name, &bytes)))?;
+        let ring = self.repository.ring();
+        Ok(header.is_some_and(|header| header.is_ok_and(|header| check_repository(ring, &header).is_err())))
     }
 
     /// Whether everything that is live is in packs that stay and are not damaged, by those packs' own tables: then nothing is lost with packs that

@@ -24,8 +24,6 @@ use object_store::{
     ObjectStore, PutMode, PutMultipartOptions, PutOptions, PutPayload, PutResult, Result,
 };
 
-use rustix::fs::{AtFlags, CWD, Gid, Uid, chownat};
-
 use crate::directory_list::{list, refuse_strange};
 use crate::durable::{MadeDirs, sync_dir};
 use crate::{NewFile, WriteBuffers};
@@ -47,8 +45,6 @@ struct Root {
     path: PathBuf,
     /// Held open, so that no other file gets its number.
     dir: File,
-    /// Whose it is, where this is root and it is not root's.
-    owner: Option<(Uid, Gid)>,
 }
 
 impl Root {
@@ -63,30 +59,6 @@ impl Root {
         }
     }
 
-    fn new(path: &FilePath) -> io::Result<Self> {
-        let (path, dir) = (std::path::absolute(path)?, File::open(path)?);
-        let meta = dir.metadata()?;
-        let is_foreign = rustix::process::geteuid().is_root() && meta.uid() != 0;
-        let owner = is_foreign.then(|| (Uid::from_raw(meta.uid()), Gid::from_raw(meta.gid())));
-        Ok(Self { path, dir, owner })
-    }
-
-    /// What root puts into a directory of somebody else is that one's, with the directories that were made for it: nobody but the owner of an
-    /// object can read it, and who cannot read all of them cannot go on.
-    fn give(&self, place: &FilePath) -> io::Result<()> {
-        let Some((user, group)) = self.owner else { return Ok(()) };
-        for path in place.ancestors().take_while(|path| *path != self.path) {
-            let meta = std::fs::symlink_metadata(path)?;
-            if meta.uid() == 0 {
-                chownat(CWD, path, Some(user), Some(group), AtFlags::SYMLINK_NOFOLLOW)?;
-                if !meta.is_symlink() {
-                    File::open(path)?.sync_all()?;
-                }
-            }
-        }
-        Ok(())
-    }
-
     fn check_for_put(&self) -> Result<()> {
         self.check().map_err(|source| Error::Generic { store: "LocalFileSystem", source: Box::new(source) })
     }
@@ -95,7 +67,7 @@ impl Root {
 impl DirectoryStore {
     /// Every put into the directory at `path` is durable when it returns. The directory must exist.
     pub(crate) fn open(path: &FilePath) -> io::Result<Self> {
-        let root = Arc::new(Root::new(path)?);
+        let root = Arc::new(Root { path: std::path::absolute(path)?, dir: File::open(path)? });
         let inner = LocalFileSystem::new_with_prefix(path).map_err(io::Error::other)?.with_fsync(true);
         Ok(Self { inner, root, buffers: Arc::default() })
     }
@@ -120,22 +92,16 @@ impl fmt::Display for DirectoryStore {
 impl ObjectStore for DirectoryStore {
     async fn put_opts(&self, location: &Path, payload: PutPayload, options: PutOptions) -> Result<PutResult> {
         self.root.check_for_put()?;
-        let place = self.inner.path_to_filesystem(location)?;
         let is_plain = matches!(options.mode, PutMode::Overwrite) && options.attributes.is_empty();
         if is_plain && payload.content_length() >= LARGE {
-            let (root, buffers) = (Arc::clone(&self.root), Arc::clone(&self.buffers));
-            let put = move || put_large(&place, &payload, &buffers).and_then(|()| root.give(&place));
-            let written = tokio::task::spawn_blocking(put).await;
+            let (place, buffers) = (self.inner.path_to_filesystem(location)?, Arc::clone(&self.buffers));
+            let written = tokio::task::spawn_blocking(move || put_large(&place, &payload, &buffers)).await;
             return match written.map_err(|source| Error::JoinError { source })? {
                 Ok(()) => Ok(PutResult { e_tag: None, version: None, extensions: Extensions::default() }),
                 Err(source) => Err(Error::Generic { store: "LocalFileSystem", source: Box::new(source) }),
             };
         }
-        let put = self.inner.put_opts(location, payload, options).await?;
-        match self.root.give(&place) {
-            Ok(()) => Ok(put),
-            Err(source) => Err(Error::Generic { store: "directory", source: Box::new(source) }),
-        }
+        self.inner.put_opts(location, payload, options).await
     }
 
     async fn put_multipart_opts(

@@ -46,8 +46,8 @@ fn main() -> ExitCode {
         return ExitCode::FAILURE;
     }
     let pace = cli.command.pace();
-    pace.apply_to_own_session();
     if !matches!(cli.command, Command::Backup(_)) {
+        pace.apply_to_own_session();
         // With all threads that this one starts. A backup's capture is no time to give way: see there.
         pace.apply_to_this_thread();
     }

@@ -79,12 +79,11 @@ impl Opening {
     fn warn_of_another_owner(&self) {
         let Location::Directory(place) = &self.location else { return };
         let (Ok(meta), me) = (std::fs::metadata(place), rustix::process::geteuid().as_raw()) else { return };
-        // What root puts is given to the owner.
-        if meta.uid() != me && me != 0 {
+        if meta.uid() != me {
             let (place, owner) = (place.display(), meta.uid());
             tracing::warn!(
-                "the repository {place} belongs to user {owner}, and what is put there now to user {me}: others, its owner among them, will not \
-                 be able to read that, nor any backup that relies on it; run as user {owner}, or give all of it back with chown"
+                "the repository {place} belongs to user {owner}, and what is put there now to user {me}: its owner will not be able \
+                 to read that, and so neither to list nor to make backups there; run as user {owner}, or give all of it back with chown"
             );
         }
     }

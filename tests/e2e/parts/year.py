@@ -65,7 +65,7 @@ class Year:
     def environment(self):
         path = f"{self.here('/bin')}:/usr/local/bin:/usr/bin:/bin"
         return {
-            "PATH": path, "HOME": str(self.root), "STILLFRAME_CONFIG": str(self.config), "FAKETIME_DONT_FAKE_MONOTONIC": "1",
+            "PATH": path, "HOME": str(self.root), "STILLFRAME_CONFIG": str(self.config), "FAKETIME_DONT_FAKE_MONOTONIC": "1", "TZ": "UTC",
             "STILLFRAME_STATE_DIR": str(self.here("/var/lib/stillframe")), "STILLFRAME_CACHE_DIR": str(self.here("/var/cache/stillframe")),
         }
 
