@@ -122,8 +122,7 @@ mod tests {
 
     #[test]
     fn a_word_that_is_no_level_is_an_error() {
-        for good in
-            ["debug", "warn,stillframe_capture=debug", "stillframe", "off", "trace,object_store=info"]
+        for good in ["debug", "warn,stillframe_capture=debug", "stillframe", "off", "trace,object_store=info"]
         {
             assert!(filter_of(good).is_ok(), "{good}");
         }

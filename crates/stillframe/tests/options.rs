@@ -51,7 +51,7 @@ fn names_and_tags_select_and_a_name_of_several_is_told_with_dates() {
     ] {
         assert_eq!(scene.good(&[&["snapshots"], words].concat()), said);
     }
-    assert!(scene.bad(&["show", "c"], 24).contains("`stillframe snapshots` lists them"));
+    assert!(scene.bad(&["show", "x"], 24).contains("`stillframe snapshots` lists them"));
     scene.back_up(&["files:one", "--name", "nightly"]);
     let error = scene.bad(&["show", "nightly"], 24);
     assert!(error.contains(nightly["id"].as_str().unwrap()) && error.contains(" of 2"), "{error}");
