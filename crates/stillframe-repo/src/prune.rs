@@ -278,7 +278,7 @@ impl<'a> Sweep<'a> {
         let mute = self.mute(&unknown, &packs).await?;
         let bad = self.repository.index().distrust().all();
         let leased = self.repository.leased_packs(self.options.clock.now()).await?;
-        let (usage, lost_chunks, in_doubt) = self.usage(&taken)?;
+        let (usage, lost_chunks, in_doubt) = self.usage(&taken, &bad)?;
         let mut plan = PrunePlan {
             packs: packs.len() as u64,
             pack_bytes: packs.iter().map(|pack| pack.size).sum(),
@@ -348,11 +348,15 @@ impl<'a> Sweep<'a> {
         Ok(Survey { marks, condemned, plan })
     }
 
-    /// How much of each pack is needed, by the hints; how many chunks no pack has; and how many are, as far as is known, in damaged packs alone. A chunk that is in several counts in one of them,
-    /// always the same, so that the other copies are what they are: garbage. Packs that are `taken` do not count.
-    fn usage(&self, taken: &HashSet<PackId>) -> Result<(HashMap<PackId, Usage>, u64, u64)> {
+    /// How much of each pack is needed, by the hints; how many chunks no pack has; and how many are, as far as is known, in `bad` packs alone. A
+    /// chunk that is in several counts in one of them, always the same, so that the other copies are what they are: garbage. Packs that are
+    /// `taken` do not count.
+    fn usage(
+        &self,
+        taken: &HashSet<PackId>,
+        bad: &HashSet<PackId>,
+    ) -> Result<(HashMap<PackId, Usage>, u64, u64)> {
         let index = self.repository.index();
-        let bad = index.distrust().all();
         let (mut usage, mut lost, mut in_doubt) = (HashMap::<PackId, Usage>::new(), 0, 0);
         self.live.locate_each(index, &self.options.cancel, |chunk, places| {
             let is_good = |place: &Location| chunk.fits(place) && !bad.contains(&place.pack);

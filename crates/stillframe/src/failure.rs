@@ -1,6 +1,7 @@
 //! Errors as the user sees them, and exit codes by kind.
 
 use std::fmt;
+use std::io::ErrorKind;
 
 pub use stillframe_engine::Kind;
 
@@ -18,6 +19,15 @@ pub fn exit_code(kind: Kind) -> u8 {
         Kind::NoBackup => 24,
         Kind::Damaged => 30,
         Kind::Cancelled => 130,
+    }
+}
+
+/// What the operating system's refusal is for exit codes.
+pub fn kind_of(error: &std::io::Error) -> Kind {
+    match error.kind() {
+        ErrorKind::PermissionDenied | ErrorKind::ReadOnlyFilesystem => Kind::Permission,
+        ErrorKind::StorageFull | ErrorKind::QuotaExceeded => Kind::NoSpace,
+        _ => Kind::Failed,
     }
 }
 

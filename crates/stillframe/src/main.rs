@@ -147,24 +147,13 @@ const THREADS: usize = 24;
 /// Under a limit the libraries below end the program, or wait for what will never be there; so it is looked for first.
 fn demand_threads() -> std::io::Result<()> {
     let all_there = Arc::new(std::sync::Barrier::new(THREADS + 1));
-    let mut started = 0;
-    let mut result = Ok(());
     for _ in 0..THREADS {
         let all_there = Arc::clone(&all_there);
-        let thread = std::thread::Builder::new().stack_size(32 << 10);
-        match thread.spawn(move || all_there.wait()) {
-            Ok(_) => started += 1,
-            Err(error) => {
-                result = Err(error);
-                break;
-            }
-        }
+        // Where one cannot be started, those that wait end with the process.
+        std::thread::Builder::new().stack_size(32 << 10).spawn(move || all_there.wait())?;
     }
-    // Those that wait end with the process.
-    if started == THREADS {
-        all_there.wait();
-    }
-    result
+    all_there.wait();
+    Ok(())
 }
 
 /// Where links are refused, every pinned table is an open file.

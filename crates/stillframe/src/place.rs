@@ -5,8 +5,7 @@ use std::path::PathBuf;
 use stillframe_repo::LocalDirs;
 use stillframe_storage::make_private_dirs;
 
-use crate::failure::Failure;
-use crate::repository::kind_of;
+use crate::failure::{Failure, kind_of};
 
 /// What this machine is called.
 pub fn host() -> String {

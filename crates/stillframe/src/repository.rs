@@ -1,6 +1,5 @@
 //! From options to an open repository.
 
-use std::io::ErrorKind;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::sync::Arc;
@@ -17,7 +16,7 @@ use stillframe_storage::{
 
 use crate::cli::{Labels, PassphraseArgs, RepoArgs};
 use crate::commands::from_here;
-use crate::failure::{Failure, Kind};
+use crate::failure::{Failure, Kind, kind_of};
 use crate::passphrase::{Question, Secret, is_given, obtain};
 use crate::place;
 use crate::session::Session;
@@ -253,15 +252,6 @@ fn in_place(location: &Location, error: stillframe_repo::Error) -> Failure {
     let mut failure = Failure::from(error);
     failure.message = format!("{location}: {}", failure.message);
     failure
-}
-
-/// What the operating system's refusal is for exit codes.
-pub fn kind_of(error: &std::io::Error) -> Kind {
-    match error.kind() {
-        ErrorKind::PermissionDenied | ErrorKind::ReadOnlyFilesystem => Kind::Permission,
-        ErrorKind::StorageFull | ErrorKind::QuotaExceeded => Kind::NoSpace,
-        _ => Kind::Failed,
-    }
 }
 
 /// Makes a new repository.

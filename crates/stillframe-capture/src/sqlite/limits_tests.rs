@@ -1,5 +1,6 @@
 //! What bounds a copy: time, the log's length, and whoever waits for it.
 
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
@@ -12,13 +13,18 @@ use super::{PATIENCE, add_ballast, commit, make, source};
 use crate::test_support::Surroundings;
 use crate::{CaptureError, CaptureOptions, Context, Event};
 
-#[test]
-fn a_log_that_grows_beyond_its_cap_ends_the_capture() {
+/// A closed database that takes several steps to copy.
+fn large(mode: &str) -> (tempfile::TempDir, PathBuf) {
     let dir = tempfile::tempdir().unwrap();
     let db = dir.path().join("db");
-    let connection = make(&db, "wal", 4096);
+    let connection = make(&db, mode, 4096);
     add_ballast(&connection, 20);
-    drop(connection);
+    (dir, db)
+}
+
+#[test]
+fn a_log_that_grows_beyond_its_cap_ends_the_capture() {
+    let (_dir, db) = large("wal");
     let options = CaptureOptions { sqlite_wal_cap: 1 << 20, ..CaptureOptions::default() };
     let around = Surroundings::default();
     let transaction = around.with(|context| begin(&source(&db), &options, PATIENCE, context)).unwrap();
@@ -50,11 +56,7 @@ impl Clock for Jumping {
 
 #[test]
 fn a_copy_that_keeps_an_application_waiting_for_too_long_lets_go() {
-    let dir = tempfile::tempdir().unwrap();
-    let db = dir.path().join("db");
-    let connection = make(&db, "delete", 4096);
-    add_ballast(&connection, 20);
-    drop(connection);
+    let (_dir, db) = large("delete");
     let (clock, cancel) = (Jumping(SystemClock::new(), AtomicBool::new(false)), CancellationToken::new());
     let events = |event: Event| {
         if let Event::Copied { done, total } = event
@@ -82,11 +84,7 @@ fn a_copy_that_keeps_an_application_waiting_for_too_long_lets_go() {
 
 #[test]
 fn a_cancelled_copy_leaves_nothing_and_no_lock() {
-    let dir = tempfile::tempdir().unwrap();
-    let db = dir.path().join("db");
-    let connection = make(&db, "delete", 4096);
-    add_ballast(&connection, 20);
-    drop(connection);
+    let (dir, db) = large("delete");
     let options = CaptureOptions::default();
     let around = Surroundings::default();
     let transaction = around.with(|context| begin(&source(&db), &options, PATIENCE, context)).unwrap();
